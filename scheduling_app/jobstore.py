@@ -1,0 +1,129 @@
+"""The schedule table as APScheduler's job store: nothing is loaded, so a million schedules cost what ten do.
+
+APScheduler's loop asks the store for due jobs when it wakes, and then when to wake next. APScheduler only wakes us, it
+decides nothing: asked for due jobs, the store fires them itself, a batch in one transaction, and hands none out.
+(An executor would be told neither the due time nor whether the transaction stands, and APScheduler moves a job on even
+where submitting it failed.) For whoever manages schedules from code, each row is a job under its name.
+"""
+
+import logging
+from datetime import UTC, datetime, timedelta
+from functools import partial
+
+from apscheduler.job import Job
+from apscheduler.jobstores.base import BaseJobStore, ConflictingIdError, JobLookupError
+from celery import Task, current_app
+from django.db import DatabaseError, IntegrityError, connections
+
+from scheduling_app.firing import fire_due, next_wake_up, plan_changed
+from scheduling_app.models import Schedule
+from scheduling_app.triggers import Cron, Date, Interval, TimingError, TimingTrigger, trigger_for
+
+logger = logging.getLogger(__name__)
+
+#: Seconds: the longest sleep, in case a NOTIFY is lost; and the wait while the database is away.
+POLL, BACK_OFF = timedelta(seconds=30), timedelta(seconds=1)
+
+
+class ScheduleJobStore(BaseJobStore):
+    def __init__(self):
+        super().__init__()
+        self._away = False
+
+    def get_due_jobs(self, now: datetime) -> list[Job]:
+        try:
+            plan_changed()
+            fire_due()
+            self._away = False
+        except DatabaseError as error:
+            self._lost(error)
+        return []
+
+    def get_next_run_time(self) -> datetime | None:
+        """When to wake next. (APScheduler's loop ends where this raises.)"""
+        now = datetime.now(UTC)
+        if self._away:
+            return now + BACK_OFF
+        try:
+            return min(next_wake_up() or now + POLL, now + POLL)
+        except DatabaseError as error:
+            self._lost(error)
+            return now + BACK_OFF
+
+    def lookup_job(self, job_id: str) -> Job | None:
+        schedule = Schedule.objects.filter(name=job_id).first()
+        return schedule and self._job(schedule)
+
+    def get_all_jobs(self) -> list[Job]:
+        return [self._job(schedule) for schedule in Schedule.objects.order_by("next_fire_at", "name")]
+
+    def add_job(self, job: Job) -> None:
+        try:
+            Schedule.objects.create(name=job.id, **_definition(job))
+        except IntegrityError as error:
+            raise ConflictingIdError(job.id) from error
+
+    def update_job(self, job: Job) -> None:
+        if not Schedule.objects.filter(name=job.id).update(**_definition(job)):
+            raise JobLookupError(job.id)
+
+    def remove_job(self, job_id: str) -> None:
+        if not Schedule.objects.filter(name=job_id).delete()[0]:
+            raise JobLookupError(job_id)
+
+    def remove_all_jobs(self) -> None:
+        Schedule.objects.all().delete()
+
+    def _job(self, schedule: Schedule) -> Job:
+        task = current_app.tasks.get(schedule.task) or partial(current_app.send_task, schedule.task)
+        job = Job(
+            self._scheduler,
+            id=schedule.name,
+            name=schedule.name,
+            func=task,
+            args=[],
+            kwargs={},
+            trigger=trigger_for(schedule.timing()),
+            executor="default",
+            coalesce=schedule.catch_up == Schedule.CatchUp.LATEST,
+            misfire_grace_time=schedule.misfire_grace_time or None,
+            max_instances=schedule.max_instances or 1_000_000,
+            next_run_time=schedule.next_fire_at if schedule.enabled else None,
+        )
+        job.args, job.kwargs, job._jobstore_alias = schedule.args, schedule.kwargs, self._alias
+        return job
+
+    def _lost(self, error: Exception) -> None:
+        if not self._away:
+            logger.warning("Scheduler waits for the database: %s", str(error).strip())
+        self._away = True
+        connections.close_all()
+
+
+def _definition(job: Job) -> dict:
+    """A job's fields as those of a Schedule."""
+    if not isinstance(job.func, Task):
+        raise ValueError(f"{job.func_ref or job.func!r} is not a Celery task: a schedule runs one, in a worker.")
+    return timing_fields(job.trigger) | {
+        "task": job.func.name,
+        "args": list(job.args),
+        "kwargs": dict(job.kwargs),
+        "enabled": getattr(job, "next_run_time", True) is not None,
+        "catch_up": Schedule.CatchUp.LATEST if job.coalesce else Schedule.CatchUp.ALL,
+        "misfire_grace_time": job.misfire_grace_time,
+    }
+
+
+def timing_fields(trigger) -> dict:
+    """A trigger's timing as the fields of a Schedule."""
+    timing = trigger.timing if isinstance(trigger, TimingTrigger) else trigger
+    match timing:
+        case Cron():
+            fields = {"kind": Schedule.Kind.CRON, "cron": timing.expression}
+        case Interval():
+            fields = {"kind": Schedule.Kind.INTERVAL, "every": timing.every, "unit": timing.unit}
+        case Date():
+            return {"kind": Schedule.Kind.DATE, "run_at": timing.run_at, "timezone": timing.timezone}
+        case _:
+            raise TimingError("kind", f"{trigger!r}: give a Cron, an Interval or a Date of scheduling_app.triggers.")
+    return fields | {"timezone": timing.timezone, "start_at": timing.start_at, "end_at": timing.end_at}

@@ -1,0 +1,47 @@
+import os
+import signal
+import threading
+
+from django.core.management.base import BaseCommand
+from django.db import OperationalError, ProgrammingError, connection
+
+#: A scheduler that freezes within a transaction must not keep its rows from the others.
+os.environ.setdefault("PGOPTIONS", "-c idle_in_transaction_session_timeout=15s -c lock_timeout=10s")
+
+
+class Command(BaseCommand):
+    help = "Fires the schedules. Any number of these share the work; SIGTERM ends one within two seconds."
+    requires_system_checks = []
+
+    def handle(self, **_):
+        from scheduling_app.manager import ApsSchedulerManager
+
+        stop = threading.Event()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda *_: stop.set())
+        self.wait_for_tables(stop)
+        if not stop.is_set():
+            manager = ApsSchedulerManager()
+            manager.start()
+            self.stdout.write("Scheduler started.")
+            stop.wait()
+            manager.shutdown(wait=False)
+            self.stdout.write("Scheduler stopped.")
+
+    def wait_for_tables(self, stop: threading.Event) -> None:
+        """Return when the schedules can be read; meanwhile one line says what is missing."""
+        from scheduling_app.models import Schedule
+
+        said = ""
+        while not stop.is_set():
+            try:
+                Schedule.objects.exists()
+                return
+            except OperationalError as error:
+                missing = f"Waiting for the database: {str(error).strip().splitlines()[0]}"
+            except ProgrammingError:
+                missing = "Waiting for `manage.py migrate`: the tables are not there yet."
+            connection.close()
+            if missing != said:
+                self.stderr.write(said := missing)
+            stop.wait(1)

@@ -1,0 +1,163 @@
+"""Settings of the project, all from the environment and `.env`; `.env.example` documents each variable."""
+
+from pathlib import Path
+
+from csp.constants import NONE, SELF
+from environs import Env
+
+BASE_DIR = Path(__file__).resolve().parent.parent
+
+env = Env()
+env.read_env(BASE_DIR / ".env", recurse=False)
+
+# Core
+DEBUG = env.bool("DEBUG", False)
+SECRET_KEY = env.str("SECRET_KEY", "insecure-for-development-only" if DEBUG else env.str("SECRET_KEY", ""))
+ALLOWED_HOSTS = env.list("ALLOWED_HOSTS", ["localhost", "127.0.0.1", "[::1]"])
+CSRF_TRUSTED_ORIGINS = env.list("CSRF_TRUSTED_ORIGINS", [])
+ROOT_URLCONF = "taskconsole.urls"
+WSGI_APPLICATION = "taskconsole.wsgi.application"
+DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
+
+#: Turns Celery Beat on beside the console's own schedules: its tables show in the admin, `manage.py celery beat` uses them.
+BEAT_ENABLED = env.bool("BEAT_ENABLED", False)
+#: Further Django apps, whose tasks.py is found like this project's own.
+EXTRA_APPS = env.list("EXTRA_APPS", [])
+
+INSTALLED_APPS = [
+    "tasks_app",  # before the admin: its templates are the shell of both
+    "scheduling_app",
+    "taskconsole",
+    "django.contrib.admin",
+    "django.contrib.auth",
+    "django.contrib.contenttypes",
+    "django.contrib.sessions",
+    "django.contrib.messages",
+    "whitenoise.runserver_nostatic",
+    "django.contrib.staticfiles",
+    "django_htmx",
+    "csp",
+    "django_celery_results",
+    "django_celery_beat",
+    *EXTRA_APPS,
+]
+
+MIDDLEWARE = [
+    "django.middleware.security.SecurityMiddleware",
+    "whitenoise.middleware.WhiteNoiseMiddleware",
+    "csp.middleware.CSPMiddleware",
+    "django.contrib.sessions.middleware.SessionMiddleware",
+    "django.middleware.common.CommonMiddleware",
+    "django.middleware.csrf.CsrfViewMiddleware",
+    "django.contrib.auth.middleware.AuthenticationMiddleware",
+    "django.contrib.messages.middleware.MessageMiddleware",
+    "django.middleware.clickjacking.XFrameOptionsMiddleware",
+    "django_htmx.middleware.HtmxMiddleware",
+]
+
+TEMPLATES = [
+    {
+        "BACKEND": "django.template.backends.django.DjangoTemplates",
+        "DIRS": [BASE_DIR / "templates"],
+        "APP_DIRS": True,
+        "OPTIONS": {
+            "context_processors": [
+                "django.template.context_processors.request",
+                "django.contrib.auth.context_processors.auth",
+                "django.contrib.messages.context_processors.messages",
+            ],
+        },
+    }
+]
+
+# Database: one connection kept by each process and thread, checked before each request
+DATABASES = {
+    "default": env.dj_db_url(
+        "DATABASE_URL", "postgres://postgres@127.0.0.1:5432/taskconsole", conn_max_age=None, conn_health_checks=True
+    )
+}
+
+# Language, time, static files
+LANGUAGE_CODE = "en-us"
+USE_I18N = False
+USE_TZ = True
+TIME_ZONE = env.str("TIME_ZONE", "UTC")
+STATIC_URL = "static/"
+STATIC_ROOT = BASE_DIR / "staticfiles"
+STATICFILES_DIRS = [BASE_DIR / "static"] if (BASE_DIR / "static").is_dir() else []
+# Served straight from the apps' folders: nothing to collect, nothing to forget at a deploy.
+WHITENOISE_USE_FINDERS = True
+
+# Security
+LOGIN_URL = "admin:login"
+LOGIN_REDIRECT_URL = "/"
+SECURE_CONTENT_TYPE_NOSNIFF = True
+SECURE_REFERRER_POLICY = "same-origin"
+X_FRAME_OPTIONS = "DENY"
+SESSION_COOKIE_SECURE = CSRF_COOKIE_SECURE = env.bool("HTTPS_ONLY", False)
+SECURE_SSL_REDIRECT = env.bool("HTTPS_ONLY", False)
+SECURE_HSTS_SECONDS = env.int("HSTS_SECONDS", 0)
+SECURE_PROXY_SSL_HEADER = ("HTTP_X_FORWARDED_PROTO", "https") if env.bool("BEHIND_PROXY", False) else None
+CONTENT_SECURITY_POLICY = {
+    "DIRECTIVES": {
+        "default-src": [SELF],
+        "img-src": [SELF, "data:"],
+        "form-action": [SELF],
+        "base-uri": [NONE],
+        "object-src": [NONE],
+        "frame-ancestors": [NONE],
+    }
+}
+
+# Celery. https://docs.celeryq.dev/en/stable/userguide/configuration.html has each setting, here with the prefix CELERY_.
+REDIS_URL = env.str("REDIS_URL", "redis://127.0.0.1:6379/0")
+CELERY_BROKER_URL = env.str("CELERY_BROKER_URL", REDIS_URL)
+CELERY_RESULT_BACKEND = "tasks_app.backend:RecordBackend"
+CELERY_TIMEZONE = TIME_ZONE
+CELERY_RESULT_EXPIRES = None  # results are kept with their records
+CELERY_TASK_SERIALIZER = CELERY_RESULT_SERIALIZER = "json"
+CELERY_ACCEPT_CONTENT = CELERY_RESULT_ACCEPT_CONTENT = ["json"]
+CELERY_TASK_DEFAULT_QUEUE = "celery_queue"
+#: Queue of whatever a schedule or Beat fires.
+CRON_QUEUE = "cron_queue"
+CELERY_TASK_QUEUES = {name: {} for name in [CELERY_TASK_DEFAULT_QUEUE, CRON_QUEUE, *env.list("EXTRA_QUEUES", [])]}
+CELERY_TASK_ROUTES = env.json("TASK_ROUTES", "{}")
+#: 0 is the most urgent, 9 the least (kombu's order on Redis).
+CELERY_TASK_DEFAULT_PRIORITY = 5
+CELERY_TASK_PUBLISH_RETRY = False  # the relay publishes what a submitter could not
+CELERY_BROKER_CONNECTION_RETRY_ON_STARTUP = True
+CELERY_BROKER_CONNECTION_MAX_RETRIES = None
+CELERY_BROKER_TRANSPORT_OPTIONS = {
+    "priority_steps": list(range(10)),
+    "queue_order_strategy": "priority",
+    "socket_connect_timeout": 1,
+    "socket_timeout": 5,  # above the worker's blocking pop of one second
+    "socket_keepalive": True,
+    "visibility_timeout": 3600,
+}
+CELERY_WORKER_CONCURRENCY = env.int("WORKER_CONCURRENCY", None)
+CELERY_WORKER_PREFETCH_MULTIPLIER = env.int("WORKER_PREFETCH_MULTIPLIER", 4)
+CELERY_WORKER_MAX_TASKS_PER_CHILD = env.int("WORKER_MAX_TASKS_PER_CHILD", 10_000)
+CELERY_WORKER_MAX_MEMORY_PER_CHILD = env.int("WORKER_MAX_MEMORY_PER_CHILD", 512_000)  # KiB
+CELERY_WORKER_HIJACK_ROOT_LOGGER = False
+CELERY_TASK_TIME_LIMIT = env.int("TASK_TIME_LIMIT", None)
+CELERY_TASK_SOFT_TIME_LIMIT = env.int("TASK_SOFT_TIME_LIMIT", None)
+CELERY_WORKER_CANCEL_LONG_RUNNING_TASKS_ON_CONNECTION_LOSS = False
+CELERY_BEAT_SCHEDULER = "django_celery_beat.schedulers:DatabaseScheduler"
+CELERY_BEAT_SCHEDULE: dict = {}
+
+# Tasks that come with the console
+#: Management commands that the task run_command may run.
+RUN_COMMAND_ALLOWED = env.list("RUN_COMMAND_ALLOWED", ["check", "clearsessions"])
+#: Lets the task http_request reach private, loopback and link-local addresses.
+HTTP_REQUEST_ALLOW_PRIVATE = env.bool("HTTP_REQUEST_ALLOW_PRIVATE", False)
+
+LOG_LEVEL = env.str("LOG_LEVEL", "INFO")
+LOGGING = {
+    "version": 1,
+    "disable_existing_loggers": False,
+    "formatters": {"line": {"format": "%(levelname)s %(name)s: %(message)s"}},
+    "handlers": {"console": {"class": "logging.StreamHandler", "formatter": "line"}},
+    "root": {"handlers": ["console"], "level": LOG_LEVEL},
+    "loggers": {"apscheduler": {"level": "WARNING"}},
+}

@@ -1,0 +1,133 @@
+"""CeleryClient: submit tasks and ask for them by name and id, without importing their code."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import datetime
+from difflib import get_close_matches
+from typing import Any
+
+from celery import Celery, canvas, current_app
+from celery.result import AsyncResult, GroupResult
+from django.db import transaction
+
+from tasks_app import workers
+from tasks_app.exceptions import TaskNotFound, UnknownTask
+from tasks_app.models import TaskRecord
+
+
+class CeleryClient:
+    """A way to the project's tasks.
+
+    Options given here are this client's defaults. For each call: explicit arguments win over `**options`, those over
+    the client's defaults. (`None` counts as not given.) A task in `chain`, `group` and `chord` is a name, a tuple
+    `(name, args)` or `(name, args, kwargs)`, or a Celery signature.
+
+        client = CeleryClient(queue="reports")
+        result = client.submit("reports.build", args=[2026], countdown=60)
+        client.get_status(result.id)   # "PENDING"
+    """
+
+    def __init__(self, app: Celery | None = None, **defaults: Any):
+        self.app = app or current_app._get_current_object()
+        self.defaults = defaults
+
+    def submit(
+        self,
+        task_name: str,
+        args: Sequence | None = None,
+        kwargs: Mapping[str, Any] | None = None,
+        task_id: str | None = None,
+        queue: str | None = None,
+        priority: int | None = None,
+        countdown: float | None = None,
+        eta: datetime | None = None,
+        **options: Any,
+    ) -> AsyncResult:
+        """Record a task in the current transaction, to be published on commit; its `AsyncResult`.
+
+        `priority`: 0 (most urgent) to 9. `countdown`: seconds. `eta`: the earliest start. `options`: as for Celery's
+        `apply_async`. Raises UnknownTask, InvalidSubmission, DuplicateTask, and TypeError for arguments that do not
+        fit the task's signature; nothing is recorded then.
+        """
+        explicit = {
+            "task_id": task_id, "queue": queue, "priority": priority, "countdown": countdown, "eta": eta,
+        }  # fmt: skip
+        return self._task(task_name).apply_async(args, kwargs, **self._options(options, explicit))
+
+    def submit_many(
+        self, task_name: str, calls: Iterable[tuple[Sequence, Mapping[str, Any]]], **options: Any
+    ) -> list[AsyncResult]:
+        """Submit one task for many `(args, kwargs)`: one INSERT, and one round trip to the broker for each 500."""
+        task = self._task(task_name)
+        options = self._options(options, {})
+        parent = self.app.current_worker_task
+        records = []
+        for args, kwargs in calls:
+            if task.typing:
+                task.__header__(*args, **kwargs)
+            records.append(self.app.build_record(task_name, args, kwargs, parent=parent, task_type=task, **options))
+        with transaction.atomic():
+            for start in range(0, len(records), 500):
+                self.app.submit(records[start : start + 500])
+        return [self.app.AsyncResult(record.task_id) for record in records]
+
+    def chain(self, *tasks: Any, **options: Any) -> AsyncResult:
+        """Run tasks one after the other, each given the result of the one before as its first argument."""
+        return self._apply(canvas.chain(*map(self._signature, tasks), app=self.app), options)
+
+    def group(self, *tasks: Any, **options: Any) -> GroupResult:
+        """Run tasks side by side; the result is the list of theirs, in this order."""
+        return self._apply(canvas.group(*map(self._signature, tasks), app=self.app), options)
+
+    def chord(self, header: Iterable[Any], body: Any, **options: Any) -> AsyncResult:
+        """Run `header` as a group, then `body` with the list of its results."""
+        header = [self._signature(task) for task in header]
+        return self._apply(canvas.chord(header, self._signature(body), app=self.app), options)
+
+    def get_result(self, task_id: str, timeout: float | None = None, propagate: bool = True) -> Any:
+        """Wait for a task's result, at most `timeout` seconds.
+
+        A task that failed raises its exception; with `propagate=False` the exception is returned. Raises TaskNotFound,
+        and celery.exceptions.TimeoutError.
+        """
+        if self.get_status(task_id) is None:
+            raise TaskNotFound(f"No task was recorded under the id {task_id!r:.300}.")
+        return self.app.AsyncResult(task_id).get(timeout=timeout, propagate=propagate, interval=0.05)
+
+    def get_status(self, task_id: str) -> str | None:
+        """A task's state, in Celery's words; None where no such task was ever recorded."""
+        return TaskRecord.objects.filter(task_id=task_id).values_list("state", flat=True).first()
+
+    def revoke(self, task_id: str, terminate: bool = False) -> str | None:
+        """Revoke a task that waits: once this has committed, it never starts. The state that it is in then.
+
+        A running one goes on, unless `terminate` asks its worker to kill it. A finished one stays as it is.
+        """
+        self.app.control.revoke(task_id, terminate=terminate)
+        return self.get_status(task_id)
+
+    register_worker_hooks = staticmethod(workers.register_worker_hooks)
+
+    def _task(self, name: str):
+        try:
+            return self.app.tasks[name]
+        except KeyError:
+            near = get_close_matches(name, self.app.tasks, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else "is its app in INSTALLED_APPS or EXTRA_APPS?"
+            raise UnknownTask(f"No task {name!r:.100} is registered: {hint}") from None
+
+    def _options(self, options: Mapping[str, Any], explicit: Mapping[str, Any]) -> dict[str, Any]:
+        return _given(self.defaults) | _given(options) | _given(explicit)
+
+    def _apply(self, workflow: canvas.Signature, options: Mapping[str, Any]):
+        with transaction.atomic():  # all of its tasks, or none
+            return workflow.apply_async(**self._options(options, {}))
+
+    def _signature(self, task: Any) -> canvas.Signature:
+        if isinstance(task, canvas.Signature):
+            return task
+        name, args, kwargs = (task, (), {}) if isinstance(task, str) else (*task, (), {})[:3]
+        return self._task(name).signature(args, kwargs)
+
+
+def _given(options: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in options.items() if value is not None}

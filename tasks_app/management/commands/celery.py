@@ -1,0 +1,15 @@
+import sys
+
+from celery import current_app
+from celery.bin.celery import main
+from django.core.management.base import BaseCommand
+
+
+class Command(BaseCommand):
+    help = "Celery's own command line (worker, beat, inspect, control, …) with this project's app."
+    requires_system_checks = []
+
+    def run_from_argv(self, argv):
+        sys.argv = ["celery", *argv[2:]]
+        current_app.loader.import_default_modules()
+        sys.exit(main())

@@ -1,0 +1,269 @@
+"""The one door out: whoever sends a task, its record is written first, and its message goes out on commit.
+
+`Task.delay`, `apply_async`, `retry`, every canvas, Celery Beat and `CeleryClient` end in `Celery.send_task`; the subclass
+here overrides it. A message is a hint that there may be a row to run, so publishing may fail, or happen twice: what was
+not marked as published is published by the relay (maintenance.Relay), and the claim drops what came double.
+
+A project's Celery app is made before Django's apps are loaded, so the model is imported where it is used.
+"""
+
+from __future__ import annotations
+
+import atexit
+import logging
+import os
+import queue
+import threading
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import nullcontext
+from datetime import datetime, timedelta
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from celery import Celery
+from celery.app.control import Control
+from django.db import DatabaseError, connections, transaction
+from django.utils import timezone
+from django.utils.dateparse import parse_datetime
+from kombu.exceptions import OperationalError
+from kombu.utils.uuid import uuid
+
+from tasks_app.exceptions import InvalidSubmission
+from tasks_app.notify import DUE_CHANNEL, notify
+
+if TYPE_CHECKING:
+    from tasks_app.models import TaskRecord
+
+logger = logging.getLogger(__name__)
+
+#: Header that carries the record's `gen` in a message.
+GEN_HEADER = "gen"
+
+
+class RecordingControl(Control):
+    """Celery's remote control, where a revoke reaches tasks that no worker has heard of, workers up or down."""
+
+    def revoke(self, task_id, destination=None, terminate=False, signal="SIGTERM", **kwargs):
+        """Revoke what waits, in Postgres; ask the workers about the rest, which runs or was never recorded."""
+        from tasks_app.models import TaskRecord
+
+        task_ids = [task_id] if isinstance(task_id, str) else list(task_id)
+        revoked = set(TaskRecord.objects.filter(task_id__in=task_ids).mark_revoked("revoked"))
+        others = [task_id for task_id in task_ids if task_id not in revoked]
+        if others:
+            return super().revoke(others, destination, terminate=terminate, signal=signal, **kwargs)
+        return None
+
+
+class RecordingCelery(Celery):
+    """A Celery app that records each task in Postgres before it publishes it."""
+
+    task_cls = "tasks_app.execution:ConsoleTask"
+    control_cls = "tasks_app.outbox:RecordingControl"
+
+    def send_task(
+        self, name, args=None, kwargs=None, *, producer=None, publisher=None, connection=None, router=None,
+        result_cls=None, add_to_parent=True, **options,
+    ):  # fmt: skip
+        """Record the task in the current transaction, and publish it on commit. Takes and returns what Celery's does.
+
+        Raises InvalidSubmission and DuplicateTask; nothing is recorded then. A broker that is away raises nothing: the
+        message goes out when it is back. (So what would publish now, a producer or a connection, is not used.)
+        """
+        parent = self.current_worker_task
+        record = self.build_record(name, args, kwargs, parent=parent, **options)
+        if parent and parent.request.id == record.task_id:
+            parent.continue_as(record)
+        else:
+            self.submit([record])
+        result = (result_cls or self.AsyncResult)(record.task_id)
+        result.ignored = record.options.get("ignore_result")
+        if add_to_parent and parent:
+            parent.add_trail(result)
+        return result
+
+    def build_record(
+        self, name, args=None, kwargs=None, *, parent=None, task_type=None, route_name=None, task_id=None, eta=None,
+        countdown=None, **options,
+    ) -> TaskRecord:  # fmt: skip
+        """The record of such a call, checked, with all that depends on the moment and the caller; not saved."""
+        from tasks_app.models import TaskRecord
+
+        task = task_type or self._tasks.get(name)
+        options = (_given(task._get_exec_options()) if task else {}) | options
+        args, kwargs = _checked_arguments(name, args, kwargs)
+        task_id = _checked_id(task_id or uuid())
+        request = parent.request if parent else None
+        destination = self.amqp.router.route(dict(options), route_name or name, args, kwargs, task)
+        record = TaskRecord(
+            task_id=task_id,
+            name=name,
+            args=args,
+            kwargs=kwargs,
+            queue=_queue_name(destination.get("queue") or options.get("routing_key"), self.conf.task_default_queue),
+            priority=_checked_priority(options.pop("priority", None), self.conf.task_default_priority),
+            root_id=options.pop("root_id", None) or (request and (request.root_id or request.id)) or task_id,
+            parent_id=options.pop("parent_id", None) or (request and request.id),
+            group_id=options.pop("group_id", None),
+            retries=options.pop("retries", 0),
+            max_retries=getattr(task, "max_retries", None),
+            eta=_moment("countdown", countdown) if eta is None else _moment("eta", eta),
+            expires=_moment("expires", options.pop("expires", None)),
+        )
+        options.pop("queue", None)
+        headers = {key: value for key, value in (options.pop("headers", None) or {}).items() if key != GEN_HEADER}
+        record.options = _given(options) | ({"headers": headers} if headers else {})
+        record.publish_at = record.eta if record.eta and record.eta > timezone.now() else None
+        return record
+
+    def submit(self, records: Sequence[TaskRecord]) -> None:
+        """Insert built records in the current transaction, and publish on commit those that are due."""
+        from tasks_app.models import TaskRecord
+
+        TaskRecord.objects.insert(records)
+        due = [record for record in records if record.publish_at is None]
+        if len(due) < len(records):
+            notify(DUE_CHANNEL)
+        if due:
+            transaction.on_commit(partial(self.publish_submitted, due))
+
+    def publish_submitted(self, records: Sequence[TaskRecord]) -> None:
+        """Publish what is committed and due. Where the broker does not answer, that is left to the relay."""
+        try:
+            self.publish(records)
+        except OperationalError as error:
+            logger.warning("Broker not reached (%s): %d tasks wait in Postgres for the relay.", error, len(records))
+        else:
+            marker.add((record.task_id, record.gen) for record in records)
+
+    def publish(self, records: Sequence[TaskRecord]) -> None:
+        """Send the messages of these records. Raises kombu's OperationalError where the broker does not answer."""
+        with self.producer_or_acquire() as producer, producer.batch() if len(records) > 1 else nullcontext():
+            for record in records:
+                super().send_task(
+                    record.name,
+                    record.args,
+                    record.kwargs,
+                    task_id=record.task_id,
+                    queue=record.queue,
+                    priority=record.priority,
+                    root_id=record.root_id,
+                    parent_id=record.parent_id,
+                    group_id=record.group_id,
+                    retries=record.retries,
+                    expires=None,  # the claim judges it, by the database's clock
+                    producer=producer,
+                    add_to_parent=False,
+                    **record.options | {"headers": record.options.get("headers", {}) | {GEN_HEADER: record.gen}},
+                )
+
+
+class _Marker:
+    """Marks messages as published, many in one statement, from a thread: a submitter need not wait for that.
+
+    What is lost when the process is killed goes out twice, and the claim drops the second.
+    """
+
+    #: Seconds to gather marks, and to keep an idle connection.
+    GATHER, IDLE = 0.02, 5
+
+    def __init__(self):
+        self._start_lock = threading.Lock()
+        self.reset()
+
+    def reset(self) -> None:
+        self._queue: queue.SimpleQueue[tuple[str, int]] = queue.SimpleQueue()
+        self._thread: threading.Thread | None = None
+
+    def add(self, messages: Iterable[tuple[str, int]]) -> None:
+        for message in messages:
+            self._queue.put(message)
+        if self._thread is None:
+            with self._start_lock:
+                if self._thread is None:
+                    self._thread = threading.Thread(target=self._run, name="mark-published", daemon=True)
+                    self._thread.start()
+
+    def flush(self) -> None:
+        """Mark here and now what waits."""
+        from tasks_app.models import TaskRecord
+
+        batch = self._drain()
+        if batch:
+            try:
+                TaskRecord.objects.mark_published(batch)
+            except DatabaseError as error:
+                logger.warning("%d messages not marked as published, they go out again: %s", len(batch), error)
+                connections.close_all()
+
+    def _run(self) -> None:
+        while True:
+            try:
+                first = self._queue.get(timeout=self.IDLE)
+            except queue.Empty:
+                connections.close_all()
+                first = self._queue.get()
+            self._queue.put(first)
+            threading.Event().wait(self.GATHER)
+            self.flush()
+
+    def _drain(self, limit: int = 5000) -> list[tuple[str, int]]:
+        batch = []
+        while len(batch) < limit:
+            try:
+                batch.append(self._queue.get_nowait())
+            except queue.Empty:
+                break
+        return batch
+
+
+marker = _Marker()
+os.register_at_fork(after_in_child=marker.reset)
+atexit.register(marker.flush)
+
+
+def _given(options: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in options.items() if value is not None and value != []}
+
+
+def _queue_name(destination: Any, default: str) -> str:
+    return str(getattr(destination, "name", destination) or default)
+
+
+def _checked_arguments(name, args, kwargs) -> tuple[Sequence, Mapping]:
+    args, kwargs = () if args is None else args, {} if kwargs is None else kwargs
+    if not isinstance(args, list | tuple):
+        raise InvalidSubmission(f"{name}: args must be a list or a tuple, not {type(args).__name__}.")
+    if not isinstance(kwargs, Mapping):
+        raise InvalidSubmission(f"{name}: kwargs must be a mapping, not {type(kwargs).__name__}.")
+    return args, kwargs
+
+
+def _checked_id(task_id: Any) -> str:
+    if not isinstance(task_id, str) or not 0 < len(task_id) <= 255 or "\x00" in task_id:
+        raise InvalidSubmission(f"task_id must be a text of 1 to 255 characters, not {task_id!r:.80}.")
+    return task_id
+
+
+def _checked_priority(priority: Any, default: int | None) -> int | None:
+    if priority is None:
+        return default
+    if not isinstance(priority, int) or isinstance(priority, bool) or not 0 <= priority <= 9:
+        raise InvalidSubmission(f"priority must be a whole number from 0 (most urgent) to 9, not {priority!r:.80}.")
+    return priority
+
+
+def _moment(what: str, value: Any) -> datetime | None:
+    """A point in time, given as one (naive: in the project's zone), as ISO 8601 text, or as seconds from now."""
+    if isinstance(value, str):
+        value = parse_datetime(value) or value
+    try:
+        if isinstance(value, int | float) and not isinstance(value, bool):
+            return timezone.now() + timedelta(seconds=value)
+        if isinstance(value, datetime):
+            return value if timezone.is_aware(value) else timezone.make_aware(value, timezone.get_default_timezone())
+    except (OverflowError, ValueError) as error:
+        raise InvalidSubmission(f"{what}: {value!r:.80} is out of range: {error}.") from error
+    if value is not None:
+        raise InvalidSubmission(f"{what} must be a time or a number of seconds, not {value!r:.80}.")
+    return None

@@ -1,0 +1,71 @@
+import asyncio
+import os
+import time
+
+from celery import shared_task
+from celery.exceptions import Ignore, Reject
+from django.db import connection
+
+LEDGER = "CREATE TABLE IF NOT EXISTS ledger (id bigserial PRIMARY KEY, tag text, pid int, at timestamptz DEFAULT clock_timestamp())"
+
+
+@shared_task(name="sample.echo")
+def echo(value):
+    return value
+
+
+@shared_task(name="sample.noop", ignore_result=True)
+def noop():
+    pass
+
+
+@shared_task(name="sample.count")
+def count(tag: str):
+    """Leave one line in the ledger for each execution: the tests' truth about what ran."""
+    with connection.cursor() as cursor:
+        cursor.execute("INSERT INTO ledger (tag, pid) VALUES (%s, %s)", [tag, os.getpid()])
+
+
+@shared_task(name="sample.fail")
+def fail(message: str):
+    raise ValueError(message)
+
+
+@shared_task(name="sample.sleep")
+def sleep(seconds: float):
+    time.sleep(seconds)
+    return seconds
+
+
+@shared_task(name="sample.async_sleep")
+async def async_sleep(seconds: float):
+    await asyncio.sleep(seconds)
+    return seconds
+
+
+@shared_task(name="sample.flaky", bind=True, max_retries=3)
+def flaky(self, failures: int, delay: float = 0.1):
+    """Fail `failures` times, then tell how often it has been retried."""
+    if self.request.retries < failures:
+        raise self.retry(exc=ValueError(f"failure {self.request.retries + 1}"), countdown=delay)
+    return self.request.retries
+
+
+@shared_task(name="sample.replaced", bind=True)
+def replaced(self, value):
+    return self.replace(echo.s(value))
+
+
+@shared_task(name="sample.ignored")
+def ignored():
+    raise Ignore("nothing to do")
+
+
+@shared_task(name="sample.rejected")
+def rejected():
+    raise Reject("not mine", requeue=False)
+
+
+@shared_task(name="sample.time_limited", time_limit=1)
+def time_limited():
+    time.sleep(60)
