@@ -103,7 +103,7 @@ class Schedule(models.Model):
     changed_at = models.DateTimeField(null=True, editable=False)
     last_fire_at = models.DateTimeField(null=True, editable=False)
     #: Why it will not fire, where its definition is at fault.
-    problem = models.CharField(max_length=500, blank=True, db_default="", editable=False)
+    problem = models.CharField(max_length=500, blank=True, default="", db_default="", editable=False)
 
     objects = ScheduleQuerySet.as_manager()
 

@@ -39,7 +39,7 @@ from cronsim.cronsim import RANGES, Field
 DAY, SECOND, MICROSECOND = timedelta(days=1), timedelta(seconds=1), timedelta(microseconds=1)
 LONGEST_DST_SHIFT = timedelta(hours=3)
 LONGEST_INTERVAL = timedelta(days=3653)
-LONGEST_EXPRESSION = 500  # characters; every second, minute and hour written out are 410
+LONGEST_EXPRESSION = 600  # characters; every value of every field, written out, makes 528
 UNITS = {unit: timedelta(**{unit: 1}) for unit in ("seconds", "minutes", "hours", "days", "weeks")}
 NICKNAMES = {
     "@hourly": "0 * * * *",
@@ -77,7 +77,11 @@ class Timing(ABC):
         if moment.tzinfo is None:
             raise ValueError("next_after() needs an aware datetime")
         try:
-            found = self._next(max(moment, self.start_at - MICROSECOND) if self.start_at else moment)
+            # In UTC first: two datetimes of one zone are compared and subtracted by their wall times.
+            moment = moment.astimezone(UTC)
+            if self.start_at is not None:
+                moment = max(moment, self.start_at.astimezone(UTC) - MICROSECOND)
+            found = self._next(moment)
         except OverflowError:  # the calendar ends with the year 9999
             return None
         return None if found is None or (self.end_at and found > self.end_at) else found
@@ -104,17 +108,21 @@ class Timing(ABC):
 
     def _check_bounds(self) -> None:
         _zone(self.timezone)
-        for field in ("start_at", "end_at"):
-            if getattr(self, field) is not None:
-                _check_aware(field, getattr(self, field))
-        if self.start_at and self.end_at and self.end_at < self.start_at:
+        if self.start_at is not None:
+            _check_aware("start_at", self.start_at)
+        if self.end_at is not None:
+            _check_aware("end_at", self.end_at)
+        if self.start_at and self.end_at and self.end_at.astimezone(UTC) < self.start_at.astimezone(UTC):
             raise TimingError("end_at", "ends before it starts")
 
 
 class WallTiming(Timing):
     """A timing told in wall times (naive), as if clocks never changed; here they meet the real ones."""
 
-    fixed: bool  # a fixed time runs right after the gap that skips it, and in the first pass only
+    @property
+    @abstractmethod
+    def fixed(self) -> bool:
+        """Whether it runs right after the gap that skips it, and only in the first pass of an hour."""
 
     @abstractmethod
     def next_wall(self, wall: datetime) -> datetime:
@@ -140,7 +148,7 @@ class WallTiming(Timing):
         wall = self.next_wall(wall)
         turn = _turn(self.zone, wall)
         if turn is None:
-            return _utc(wall - self.zone.utcoffset(wall))
+            return _utc(wall - _offset(self.zone, wall))
         if not turn.is_gap:
             return _utc(wall - (turn.after if turn == second_pass_of else turn.before))
         return turn.at if self._is_fixed_at(turn) else self._first_after(turn.wall_after - MICROSECOND)
@@ -251,7 +259,7 @@ class TimingTrigger(BaseTrigger):
         APScheduler walks from a late run to `now` with this. Times missed in between are left out, so
         that the walk is one step after any downtime: catching up is decided where schedules fire.
         """
-        after = now - MICROSECOND
+        after = now.astimezone(UTC) - MICROSECOND
         return self.timing.next_after(max(previous_fire_time or after, after))
 
     def __str__(self) -> str:
@@ -274,20 +282,22 @@ def parse_every(text: str) -> tuple[int, str]:
 
 
 def jittered(
-    schedule_key: str | int, scheduled_for: datetime, jitter: int, following: datetime | None
+    schedule_key: str | int,
+    scheduled_for: datetime,
+    jitter: int,
+    following: datetime | None,
 ) -> datetime:
-    """`scheduled_for` plus [0, jitter) seconds, the same for the same arguments in any process.
+    """`scheduled_for` plus [0, jitter) seconds, in UTC, the same for the same arguments in any process.
 
     It stays before `following`, the next due time, so that jitter never changes the order of runs.
     """
-    room = timedelta(seconds=jitter)
+    due, room = scheduled_for.astimezone(UTC), timedelta(seconds=jitter)
     if following is not None:
-        room = min(room, following - scheduled_for)
+        room = min(room, following - due)
     if room <= timedelta(0):
-        return scheduled_for
-    key = f"{schedule_key} {scheduled_for.astimezone(UTC).isoformat()}"
-    draw = int.from_bytes(hashlib.blake2b(key.encode(), digest_size=8).digest())
-    return scheduled_for + draw % (room // MICROSECOND) * MICROSECOND
+        return due
+    digest = hashlib.blake2b(f"{schedule_key} {due.isoformat()}".encode(), digest_size=8).digest()
+    return due + int.from_bytes(digest) % (room // MICROSECOND) * MICROSECOND
 
 
 @dataclass(frozen=True)
@@ -375,9 +385,7 @@ def _parse(expression: str) -> Pattern:
         # 28 years hold every kind of year: each weekday for 1 January, leap and common.
         pattern.next_day(date(2000, 1, 1), last=date(2027, 12, 31))
     except (CronSimError, OverflowError):
-        raise TimingError(
-            "cron", "day of month: no date ever matches the three day fields together"
-        ) from None
+        raise TimingError("cron", "day of month: no date ever matches day, month and weekday") from None
     return pattern
 
 
@@ -387,9 +395,7 @@ def _split(text: str) -> list[str]:
         raise TimingError("cron", f"longer than {LONGEST_EXPRESSION} characters")
     name = text.strip().lower()
     if name == "@reboot":
-        raise TimingError(
-            "cron", "@reboot is refused: a schedule fires by the clock, not when a process starts"
-        )
+        raise TimingError("cron", "@reboot is refused: schedules fire by the clock, not at a start")
     if name.startswith("@") and name not in NICKNAMES:
         raise TimingError("cron", f"{name!r} is unknown: there are {', '.join(NICKNAMES)}")
     parts = NICKNAMES.get(name, text).split()
@@ -397,7 +403,7 @@ def _split(text: str) -> list[str]:
         hint = "minute, hour, day of month, month and day of week, or six with seconds first"
         raise TimingError("cron", f"five fields are needed, not {len(parts)}: {hint}")
     # cronsim reads 5-5/10 as 5/10, which is 5, 15, 25 and so on; it is 5 alone.
-    parts = [re.sub(r"\b(\w+)-\1(?=/0*[1-9])/\d+", r"\1", part) for part in parts]
+    parts = [re.sub(r"(?<![^,])(\w+)-\1/0*[1-9][0-9]*(?![^,])", r"\1", part) for part in parts]
     return ["0"] * (6 - len(parts)) + parts
 
 
@@ -512,18 +518,29 @@ class Turn(NamedTuple):
 
 def _turn(zone: tzinfo, wall: datetime) -> Turn | None:
     """The turn by which `wall` (naive, fold 0) was skipped or repeated; None if it happened once."""
-    before, after = zone.utcoffset(wall), zone.utcoffset(wall.replace(fold=1))
+    before, after = _offset(zone, wall), _offset(zone, wall.replace(fold=1))
     if before == after:
         return None
-    # zoneinfo keeps its transitions to itself: bisect between the two readings of `wall`.
-    low, high = wall - max(before, after), wall - min(before, after)
+    at = _change(zone, wall - max(before, after), wall - min(before, after))
+    return Turn(at, before, after)
+
+
+@lru_cache(maxsize=1024)
+def _change(zone: tzinfo, low: datetime, high: datetime) -> datetime:
+    """The second after `low` and up to `high` (naive, in UTC) at which the zone's offset changes."""
+    # zoneinfo keeps its transitions to itself, so: bisect. Cached, as many schedules share a moment.
+    before = _utc(low).astimezone(zone).utcoffset()
     while high - low > SECOND:
         middle = low + (high - low) / 2
         if _utc(middle).astimezone(zone).utcoffset() == before:
             low = middle
         else:
             high = middle
-    return Turn(_utc(high.replace(microsecond=0)), before, after)
+    return _utc(high.replace(microsecond=0))
+
+
+def _offset(zone: tzinfo, wall: datetime) -> timedelta:
+    return zone.utcoffset(wall) or timedelta(0)
 
 
 def _utc(naive: datetime) -> datetime:

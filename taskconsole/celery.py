@@ -10,4 +10,3 @@ app = RecordingCelery("taskconsole")
 app.config_from_object("django.conf:settings", namespace="CELERY")
 # The Django fixup reads this one by its full name. Without it, it closes the database connection around every task.
 app.conf["CELERY_DB_REUSE_MAX"] = 1_000_000_000
-app.autodiscover_tasks()

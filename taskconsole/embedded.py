@@ -33,7 +33,7 @@ import psycopg
 
 SYSTEM_STATE = Path("/var/lib/taskconsole")
 LOCK_PATIENCE = 10  # seconds that a start waits for the end of a server whose supervisor was killed
-START_PATIENCE = 120  # seconds; recovery after a crash reads the write-ahead log
+START_PATIENCE = 60  # seconds; recovery after a crash reads the write-ahead log
 STOP_PATIENCE = 15  # seconds
 LOG_LIMIT = 1_000_000  # bytes
 
@@ -95,20 +95,7 @@ class Server:
             self._open_state()
             with self._locked() as lock:
                 self.port = self.port or self._kept_port()
-                command = self._prepare()
-                log = self.state / "log"
-                if log.exists() and log.stat().st_size > LOG_LIMIT:
-                    log.replace(self.state / "log.1")
-                with log.open("ab") as output:
-                    self.process = subprocess.Popen(
-                        command,
-                        stdout=output,
-                        stderr=subprocess.STDOUT,
-                        pass_fds=[lock],  # the lock lasts as long as the server and its own children
-                        start_new_session=True,
-                        preexec_fn=dies_with_parent(self.stop_signal),
-                        **self._as_account(),
-                    )
+                self._spawn(self._prepare(), lock)
             self._wait_until_ready()
         except PermissionError as error:
             raise EmbeddedError(
@@ -148,6 +135,34 @@ class Server:
 
     def _answers(self) -> bool:
         raise NotImplementedError
+
+    # The process
+
+    def _spawn(self, command: list[str], lock: int) -> None:
+        log = self.state / "log"
+        if log.exists() and log.stat().st_size > LOG_LIMIT:
+            log.replace(self.state / "log.1")
+        with log.open("ab") as output:
+            self.process = subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                pass_fds=[lock],  # held as long as the server or a child of its own lives
+                start_new_session=True,  # a terminal's Ctrl-C is for the supervisor alone
+                preexec_fn=dies_with_parent(self.stop_signal),
+                **self._as_account(),
+            )
+
+    def _wait_until_ready(self) -> None:
+        assert self.process
+        deadline = time.monotonic() + START_PATIENCE
+        while not self._answers():
+            if self.process.poll() is not None or time.monotonic() > deadline:
+                log = self.state / "log"
+                last = b"\n".join(log.read_bytes().splitlines()[-5:]).decode(errors="replace")
+                raise EmbeddedError(f"{self.name} does not start on port {self.port}. The end of {log}:\n{last}")
+            time.sleep(0.02)
 
     # The state directory and its account
 
@@ -211,16 +226,6 @@ class Server:
             file.unlink()
         return int(kept(file, new_port))
 
-    def _wait_until_ready(self) -> None:
-        assert self.process
-        deadline = time.monotonic() + START_PATIENCE
-        while not self._answers():
-            if self.process.poll() is not None or time.monotonic() > deadline:
-                log = self.state / "log"
-                last = b"\n".join(log.read_bytes().splitlines()[-5:]).decode(errors="replace")
-                raise EmbeddedError(f"{self.name} does not start on port {self.port}. The end of {log}:\n{last}")
-            time.sleep(0.02)
-
 
 class Postgres(Server):
     """`url` leads to the database "taskconsole". `settings` are lines of postgresql.conf, such as fsync=off."""
@@ -244,27 +249,17 @@ class Postgres(Server):
         if not version.exists():
             self._initdb(programs / "initdb", data)
         (data / "postmaster.pid").unlink(missing_ok=True)  # stale, since we hold the lock; its pid may be anyone's now
-        settings = [part for key, value in self.settings.items() for part in ("-c", f"{key}={value}")]
-        return [
-            str(programs / "postgres"),
-            "-D",
-            str(data),
-            "-h",
-            "127.0.0.1",
-            "-p",
-            str(self.port),
-            "-k",
-            "",
-            *settings,
-        ]
+        command = [str(programs / "postgres"), "-D", str(data)]
+        command += ["-h", "127.0.0.1", "-p", str(self.port), "-k", ""]  # no socket file: its path can be too long
+        return command + [f"--{name}={value}" for name, value in self.settings.items()]
 
     def _initdb(self, initdb: Path, data: Path) -> None:
         unfinished = self.state / "data.new"  # renamed when complete, so that a kill leaves no half of a cluster
         shutil.rmtree(unfinished, ignore_errors=True)
         if self.account:
             os.chown(self.state / "password", *self.account)
-        command = [initdb, "-D", unfinished, "-U", "postgres", "--auth=scram-sha-256"]
-        command += ["--pwfile", self.state / "password", "--encoding=UTF8", "--locale=C.UTF-8"]
+        command = [str(initdb), "-D", str(unfinished), "-U", "postgres", "--auth=scram-sha-256"]
+        command += [f"--pwfile={self.state / 'password'}", "--encoding=UTF8", "--locale=C.UTF-8"]
         command += ["--no-sync"] if self.settings.get("fsync") == "off" else []
         done = subprocess.run(command, capture_output=True, text=True, **self._as_account())
         if done.returncode:
@@ -301,9 +296,9 @@ class Valkey(Server):
         configuration = self.state / "valkey.conf"  # a file, for everyone can read a command line
         configuration.unlink(missing_ok=True)
         lines = ["bind 127.0.0.1", f"port {self.port}", f"requirepass {self.password}", "daemonize no", 'save ""']
-        lines += [f"appendonly {'yes' if self.persistence else 'no'}", "appendfsync everysec"]
-        lines += ["maxmemory-policy noeviction"]
-        kept(configuration, lambda: "\n".join(lines) + "\n")
+        lines += ["maxmemory-policy noeviction", "appendfsync everysec"]
+        lines += [f"appendonly {'yes' if self.persistence else 'no'}"]
+        kept(configuration, lambda: "\n".join(lines))
         if self.account:
             os.chown(configuration, *self.account)
         return [str(self._reachable(program.parent, program.name) / program.name), str(configuration)]
@@ -334,7 +329,7 @@ def account_for(directory: Path) -> tuple[int, int] | None:
 
 
 def can_reach(path: Path, account: tuple[int, int]) -> bool:
-    test = ["test", "-x", path]
+    test = ["test", "-x", str(path)]
     return not subprocess.run(test, cwd="/", user=account[0], group=account[1], extra_groups=[]).returncode
 
 
@@ -376,7 +371,7 @@ def postgres_programs(version: str | None, data: Path) -> Path:
 
 
 def major_version(programs: Path) -> str:
-    words = subprocess.run([programs / "postgres", "--version"], capture_output=True, text=True).stdout
+    words = subprocess.run([str(programs / "postgres"), "--version"], capture_output=True, text=True).stdout
     match = re.search(r"\d+", words)
     return match[0] if match else "unknown"
 

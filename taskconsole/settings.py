@@ -12,7 +12,7 @@ env.read_env(BASE_DIR / ".env", recurse=False)
 
 # Core
 DEBUG = env.bool("DEBUG", False)
-SECRET_KEY = env.str("SECRET_KEY", "insecure-for-development-only" if DEBUG else env.str("SECRET_KEY", ""))
+SECRET_KEY = env.str("SECRET_KEY", "insecure-for-development-only" if DEBUG else "")
 ALLOWED_HOSTS = env.list("ALLOWED_HOSTS", ["localhost", "127.0.0.1", "[::1]"])
 CSRF_TRUSTED_ORIGINS = env.list("CSRF_TRUSTED_ORIGINS", [])
 ROOT_URLCONF = "taskconsole.urls"
@@ -77,6 +77,9 @@ DATABASES = {
     )
 }
 
+#: Executions after which Postgres keeps a statement prepared; none behind a proxy that pools transactions.
+DATABASES["default"].setdefault("OPTIONS", {})["prepare_threshold"] = env.int("DATABASE_PREPARE_THRESHOLD", 5)
+
 # Language, time, static files
 LANGUAGE_CODE = "en-us"
 USE_I18N = False
@@ -121,7 +124,7 @@ CELERY_TASK_DEFAULT_QUEUE = "celery_queue"
 #: Queue of whatever a schedule or Beat fires.
 CRON_QUEUE = "cron_queue"
 CELERY_TASK_QUEUES = {name: {} for name in [CELERY_TASK_DEFAULT_QUEUE, CRON_QUEUE, *env.list("EXTRA_QUEUES", [])]}
-CELERY_TASK_ROUTES = env.json("TASK_ROUTES", "{}")
+CELERY_TASK_ROUTES = env.json("TASK_ROUTES", {})
 #: 0 is the most urgent, 9 the least (kombu's order on Redis).
 CELERY_TASK_DEFAULT_PRIORITY = 5
 CELERY_TASK_PUBLISH_RETRY = False  # the relay publishes what a submitter could not

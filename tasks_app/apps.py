@@ -1,3 +1,4 @@
+from celery import current_app
 from django.apps import AppConfig
 
 
@@ -7,3 +8,6 @@ class TasksConfig(AppConfig):
 
     def ready(self):
         from tasks_app import checks, workers  # noqa: F401 registers the checks and the worker's signals
+
+        # Celery alone would find each app's tasks.py in a worker only; the pages and schedules name tasks everywhere.
+        current_app.autodiscover_tasks(force=True)

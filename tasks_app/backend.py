@@ -8,13 +8,13 @@ import logging
 
 from celery import states as celery_states
 from celery.exceptions import TaskRevokedError
-from django.db import connection, transaction
+from django.db import transaction
 from django_celery_results.backends.database import DatabaseBackend
 from django_celery_results.models import TaskResult
 
 from tasks_app import states
 from tasks_app.execution import foreign_record, gen_of
-from tasks_app.models import TaskRecord, printable
+from tasks_app.models import TaskRecord, fast_cursor, printable
 from tasks_app.notify import DUE_CHANNEL, notify
 
 logger = logging.getLogger(__name__)
@@ -101,7 +101,7 @@ class RecordBackend(DatabaseBackend):
         preview = "" if exception[0] else encoded[:200]
         values = [state, preview, *exception, task_id, gen, *result_row]
         sql = _CLOSE_WITH_RESULT if result_row else _CLOSE
-        with connection.cursor() as cursor:
+        with fast_cursor() as cursor:
             cursor.execute(sql, values)
             if cursor.rowcount:
                 return
@@ -117,7 +117,12 @@ class RecordBackend(DatabaseBackend):
         if meta["status"] in states.READY_STATES:
             return meta
         record = TaskRecord.objects.filter(task_id=task_id).first()
-        if record and (record.state in states.READY_STATES or meta["status"] == states.PENDING):
+        if record is None:
+            return meta
+        ended = record.state in states.READY_STATES
+        if ended:  # with no result, unless both came between the two looks
+            meta = super()._get_task_meta_for(task_id)
+        if meta["status"] == states.PENDING or (ended and meta["status"] not in states.READY_STATES):
             meta["status"] = record.state
             if record.state in states.EXCEPTION_STATES:
                 meta["result"] = self.exception_to_python(

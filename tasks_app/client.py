@@ -1,5 +1,6 @@
 """CeleryClient: submit tasks and ask for them by name and id, without importing their code."""
 
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from difflib import get_close_matches
@@ -9,7 +10,7 @@ from celery import Celery, canvas, current_app
 from celery.result import AsyncResult, GroupResult
 from django.db import transaction
 
-from tasks_app import workers
+from tasks_app import states, workers
 from tasks_app.exceptions import TaskNotFound, UnknownTask
 from tasks_app.models import TaskRecord
 
@@ -56,15 +57,14 @@ class CeleryClient:
     def submit_many(
         self, task_name: str, calls: Iterable[tuple[Sequence, Mapping[str, Any]]], **options: Any
     ) -> list[AsyncResult]:
-        """Submit one task for many `(args, kwargs)`: one INSERT, and one round trip to the broker for each 500."""
+        """Submit one task for many `(args, kwargs)`: for each 500, one INSERT and one round trip to the broker."""
         task = self._task(task_name)
-        options = self._options(options, {})
-        parent = self.app.current_worker_task
-        records = []
-        for args, kwargs in calls:
-            if task.typing:
+        calls = list(calls)
+        if task.typing:
+            for args, kwargs in calls:
                 task.__header__(*args, **kwargs)
-            records.append(self.app.build_record(task_name, args, kwargs, parent=parent, task_type=task, **options))
+        options = self._options(options, {"parent": self.app.current_worker_task, "task_type": task})
+        records = self.app.build_records(task_name, calls, **options)
         with transaction.atomic():
             for start in range(0, len(records), 500):
                 self.app.submit(records[start : start + 500])
@@ -90,12 +90,17 @@ class CeleryClient:
         and celery.exceptions.TimeoutError.
         """
         if self.get_status(task_id) is None:
-            raise TaskNotFound(f"No task was recorded under the id {task_id!r:.300}.")
+            time.sleep(1)  # a chord's body is recorded a moment after the last of its header has ended
+            if self.get_status(task_id) is None:
+                raise TaskNotFound(f"No task was recorded under the id {task_id!r:.300}.")
         return self.app.AsyncResult(task_id).get(timeout=timeout, propagate=propagate, interval=0.05)
 
     def get_status(self, task_id: str) -> str | None:
-        """A task's state, in Celery's words; None where no such task was ever recorded."""
-        return TaskRecord.objects.filter(task_id=task_id).values_list("state", flat=True).first()
+        """A task's state, in Celery's words: PENDING for a later step of an unfinished workflow, None for unknown ids."""
+        state = TaskRecord.objects.filter(task_id=task_id).values_list("state", flat=True).first()
+        if state is None and TaskRecord.objects.unfinished().filter(options__contains=task_id).exists():
+            return states.PENDING
+        return state
 
     def revoke(self, task_id: str, terminate: bool = False) -> str | None:
         """Revoke a task that waits: once this has committed, it never starts. The state that it is in then.

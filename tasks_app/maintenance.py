@@ -24,10 +24,26 @@ def publish_due(limit: int = 500) -> int:
     """
     with transaction.atomic():
         records = list(TaskRecord.objects.due_for_publishing(limit))
-        if records:
-            current_app.publish(records)
-            TaskRecord.objects.mark_published([(record.task_id, record.gen) for record in records])
+        if published := _publish(records):
+            TaskRecord.objects.mark_published([(record.task_id, record.gen) for record in published])
     return len(records)
+
+
+def _publish(records: list[TaskRecord]) -> list[TaskRecord]:
+    """Publish together; where that fails, one by one, so that a bad one fails alone. Returns those that went out."""
+    if not records:
+        return []
+    try:
+        current_app.publish(records)
+    except OperationalError:
+        raise
+    except Exception as error:
+        if len(records) > 1:
+            return [record for each in records for record in _publish([each])]
+        logger.exception("No message can be made of task %s", records[0].task_id)
+        TaskRecord.objects.mark_unpublishable(records[0], error)
+        return []
+    return records
 
 
 def expire_waiting() -> int:

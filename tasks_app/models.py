@@ -9,9 +9,11 @@ The statements that every task pays for (insert, claim, close) are written by ha
 
 import json
 from collections.abc import Iterable, Sequence
+from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any
 
+import psycopg
 from django.db import IntegrityError, connection, models, transaction
 from django.db.models.functions import Now
 from django.utils import timezone
@@ -38,10 +40,13 @@ class JSONText(models.TextField):
         return None if value is None else dump_json(value)
 
 
+_encode = JSONEncoder().encode
+
+
 def dump_json(value: Any) -> str:
     """Raises InvalidSubmission for what JSON cannot carry."""
     try:
-        return json.dumps(value, cls=JSONEncoder)
+        return _encode(value)
     except (TypeError, ValueError, RecursionError) as error:
         raise InvalidSubmission(f"Arguments and options travel as JSON: {error}.") from error
 
@@ -49,6 +54,15 @@ def dump_json(value: Any) -> str:
 def printable(text: str) -> str:
     """`text` with what Postgres cannot hold (NUL, lone surrogates) escaped."""
     return text.replace("\x00", "\\x00").encode("utf-8", "backslashreplace").decode()
+
+
+@contextmanager
+def fast_cursor():
+    """A cursor for the statements that every task pays for: bound and prepared by the server, past Django's layers."""
+    connection.close_if_health_check_failed()
+    connection.ensure_connection()
+    with connection.wrap_database_errors, psycopg.Cursor(connection.connection) as cursor:
+        yield cursor
 
 
 class TaskQuerySet(models.QuerySet["TaskRecord"]):
@@ -68,10 +82,13 @@ class TaskQuerySet(models.QuerySet["TaskRecord"]):
 
         With `publish_at` None it is for this process to publish, and for the relay PUBLISH_GRACE seconds later.
         """
-        values = [value for record in records for value in record._inserted_values()]
+        rows = [record._inserted_values() for record in records]
         try:
-            with connection.cursor() as cursor:
-                cursor.execute(_INSERT + ", ".join([_INSERTED_ROW] * len(records)), values)
+            with fast_cursor() as cursor:
+                if len(rows) == 1:
+                    cursor.execute(_INSERT_ONE, rows[0])
+                else:
+                    cursor.execute(_INSERT_MANY, [list(column) for column in zip(*rows, strict=True)])
         except IntegrityError as error:
             raise DuplicateTask(f"{str(error).strip()}: give each task an id of its own, or none.") from error
 
@@ -82,13 +99,13 @@ class TaskQuerySet(models.QuerySet["TaskRecord"]):
     def mark_published(self, messages: Iterable[tuple[str, int]]) -> int:
         """Take (task_id, gen) pairs off the relay's queue; what was claimed or moved on meanwhile stays as it is."""
         task_ids, gens = zip(*messages, strict=True)
-        with connection.cursor() as cursor:
+        with fast_cursor() as cursor:
             cursor.execute(_MARK_PUBLISHED, [list(task_ids), list(gens)])
             return cursor.rowcount
 
     def claim(self, task_id: str, gen: int, worker: str, pid: int) -> int | None:
         """Take the run, before its body starts: the attempt's number, or None where this message has lost."""
-        with connection.cursor() as cursor:
+        with fast_cursor() as cursor:
             cursor.execute(_CLAIM, [worker, pid, task_id, gen])
             row = cursor.fetchone()
         return row and row[0]
@@ -132,6 +149,16 @@ class TaskQuerySet(models.QuerySet["TaskRecord"]):
             record.state, record.name = states.PENDING, successor.name
             return record._wait_again(successor)
 
+    def mark_unpublishable(self, record: "TaskRecord", error: Exception) -> int:
+        """End a task of which no message can be made."""
+        return self.waiting().filter(pk=record.pk, gen=record.gen).update(
+            state=states.FAILURE,
+            publish_at=None,
+            finished_at=Now(),
+            exc_type=type(error).__name__,
+            exc_message=printable(f"No message can be made of it: {error}"),
+        )
+
     def mark_dropped(self, task_id: str, gen: int, state: str) -> int:
         """End a run whose body raised Celery's Ignore or Reject: there is no result."""
         run = self.filter(task_id=task_id, gen=gen, state=states.STARTED)
@@ -157,12 +184,12 @@ class TaskRecord(models.Model):
     group_id = models.CharField(max_length=255, null=True)  # noqa: DJ001
     replay_of = models.ForeignKey("self", models.SET_NULL, null=True, related_name="replays")
 
-    state = models.CharField(max_length=16, db_default=states.PENDING)
+    state = models.CharField(max_length=16, default=states.PENDING, db_default=states.PENDING)
     #: Number of the run: 0 until the first claim.
-    attempt = models.PositiveIntegerField(db_default=0)
+    attempt = models.PositiveIntegerField(default=0, db_default=0)
     #: Number of the message in force; the guard of every move.
-    gen = models.PositiveIntegerField(db_default=1)
-    retries = models.PositiveIntegerField(db_default=0)
+    gen = models.PositiveIntegerField(default=1, db_default=1)
+    retries = models.PositiveIntegerField(default=0, db_default=0)
     max_retries = models.PositiveIntegerField(null=True)
 
     eta = models.DateTimeField(null=True)
@@ -174,11 +201,11 @@ class TaskRecord(models.Model):
     started_at = models.DateTimeField(null=True)
     finished_at = models.DateTimeField(null=True)
 
-    worker = models.CharField(max_length=255, db_default="", blank=True)
+    worker = models.CharField(max_length=255, default="", db_default="", blank=True)
     worker_pid = models.PositiveIntegerField(null=True)
-    result_preview = models.CharField(max_length=200, db_default="", blank=True)
-    exc_type = models.CharField(max_length=255, db_default="", blank=True)
-    exc_message = models.TextField(db_default="", blank=True)
+    result_preview = models.CharField(max_length=200, default="", db_default="", blank=True)
+    exc_type = models.CharField(max_length=255, default="", db_default="", blank=True)
+    exc_message = models.TextField(default="", db_default="", blank=True)
 
     objects = TaskQuerySet.as_manager()
 
@@ -218,11 +245,7 @@ class TaskRecord(models.Model):
         return self
 
     def _inserted_values(self) -> list[Any]:
-        meta = self._meta
-        return [
-            field.get_db_prep_save(getattr(self, field.attname), connection)
-            for field in map(meta.get_field, _INSERTED_FIELDS)
-        ]
+        return [dump_json(getattr(self, name)) if name in _JSON else getattr(self, name) for name in _INSERTED]
 
 
 class TaskAttempt(models.Model):
@@ -249,15 +272,20 @@ class TaskAttempt(models.Model):
 
 
 _TABLE = TaskRecord._meta.db_table
-_INSERTED_FIELDS = [
-    "task_id", "name", "args", "kwargs", "options", "queue", "priority", "root_id", "parent_id", "group_id",
-    "replay_of", "retries", "max_retries", "eta", "expires", "publish_at",
-]  # fmt: skip
-_INSERT = f"INSERT INTO {_TABLE} ({', '.join(TaskRecord._meta.get_field(f).column for f in _INSERTED_FIELDS)}) VALUES "
-_INSERTED_ROW = (
-    f"({'%s, ' * (len(_INSERTED_FIELDS) - 1)}"
-    f"coalesce(%s, clock_timestamp() + interval '{PUBLISH_GRACE} seconds'))"
-)
+_JSON = {"args", "kwargs", "options"}
+_INSERTED = {
+    "task_id": "varchar", "name": "varchar", "args": "text", "kwargs": "text", "options": "text", "queue": "varchar",
+    "priority": "smallint", "root_id": "varchar", "parent_id": "varchar", "group_id": "varchar",
+    "replay_of_id": "bigint", "retries": "int", "max_retries": "int", "eta": "timestamptz", "expires": "timestamptz",
+    "publish_at": "timestamptz",
+}  # fmt: skip
+_INSERT = f"""
+INSERT INTO {_TABLE} ({", ".join(_INSERTED)})
+SELECT {", ".join(list(_INSERTED)[:-1])}, coalesce(publish_at, clock_timestamp() + interval '{PUBLISH_GRACE} s')
+FROM {{rows}} AS new ({", ".join(_INSERTED)})
+"""
+_INSERT_ONE = _INSERT.format(rows=f"(VALUES ({', '.join(f'%s::{kind}' for kind in _INSERTED.values())}))")
+_INSERT_MANY = _INSERT.format(rows=f"unnest({', '.join(f'%s::{kind}[]' for kind in _INSERTED.values())})")
 _MARK_PUBLISHED = f"""
 UPDATE {_TABLE} AS task SET published_at = clock_timestamp(), publish_at = NULL
 FROM unnest(%s::varchar[], %s::int[]) AS message (task_id, gen)

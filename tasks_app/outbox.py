@@ -16,16 +16,20 @@ import queue
 import threading
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import nullcontext
+from copy import copy
 from datetime import datetime, timedelta
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from celery import Celery
 from celery.app.control import Control
+from celery.utils.saferepr import saferepr
 from django.db import DatabaseError, connections, transaction
 from django.utils import timezone
 from django.utils.dateparse import parse_datetime
+from kombu.common import maybe_declare
 from kombu.exceptions import OperationalError
+from kombu.utils.functional import maybe_list
 from kombu.utils.uuid import uuid
 
 from tasks_app.exceptions import InvalidSubmission
@@ -38,6 +42,10 @@ logger = logging.getLogger(__name__)
 
 #: Header that carries the record's `gen` in a message.
 GEN_HEADER = "gen"
+#: Options that are part of the message; the others tell how to send it.
+_IN_MESSAGE = (
+    "group_index", "chord", "time_limit", "soft_time_limit", "shadow", "chain", "ignore_result", "replaced_task_nesting",
+)  # fmt: skip
 
 
 class RecordingControl(Control):
@@ -100,8 +108,8 @@ class RecordingCelery(Celery):
             name=name,
             args=args,
             kwargs=kwargs,
-            queue=_queue_name(destination.get("queue") or options.get("routing_key"), self.conf.task_default_queue),
-            priority=_checked_priority(options.pop("priority", None), self.conf.task_default_priority),
+            queue=str(getattr(destination.get("queue"), "name", None) or destination.get("routing_key")),
+            priority=self._checked_priority(options.pop("priority", None)),
             root_id=options.pop("root_id", None) or (request and (request.root_id or request.id)) or task_id,
             parent_id=options.pop("parent_id", None) or (request and request.id),
             group_id=options.pop("group_id", None),
@@ -110,11 +118,34 @@ class RecordingCelery(Celery):
             eta=_moment("countdown", countdown) if eta is None else _moment("eta", eta),
             expires=_moment("expires", options.pop("expires", None)),
         )
-        options.pop("queue", None)
+        if options.pop("queue", None) is None and destination.get("queue") is None:
+            options |= {key: destination.get(key) for key in ("exchange", "routing_key")}
         headers = {key: value for key, value in (options.pop("headers", None) or {}).items() if key != GEN_HEADER}
         record.options = _given(options) | ({"headers": headers} if headers else {})
         record.publish_at = record.eta if record.eta and record.eta > timezone.now() else None
         return record
+
+    def build_records(self, name, calls: Iterable[tuple[Sequence, Mapping]], **options) -> list[TaskRecord]:
+        """Records of one task for many (args, kwargs), all with the same options, and the first one's route."""
+        records: list[TaskRecord] = []
+        for args, kwargs in calls:
+            if not records:
+                record = self.build_record(name, args, kwargs, **options)
+                is_root = record.root_id == record.task_id
+            else:
+                record = copy(records[0])
+                record.args, record.kwargs = _checked_arguments(name, args, kwargs)
+                record.task_id = uuid()
+                record.root_id = record.task_id if is_root else record.root_id
+            records.append(record)
+        return records
+
+    def _checked_priority(self, priority: Any) -> int | None:
+        if priority is None:
+            return self.conf.task_default_priority
+        if not isinstance(priority, int) or isinstance(priority, bool) or not 0 <= priority <= 9:
+            raise InvalidSubmission(f"priority must be a whole number from 0 (most urgent) to 9, not {priority!r:.80}.")
+        return priority
 
     def submit(self, records: Sequence[TaskRecord]) -> None:
         """Insert built records in the current transaction, and publish on commit those that are due."""
@@ -133,29 +164,57 @@ class RecordingCelery(Celery):
             self.publish(records)
         except OperationalError as error:
             logger.warning("Broker not reached (%s): %d tasks wait in Postgres for the relay.", error, len(records))
+        except Exception:  # they are committed: the caller must not take them for failed
+            logger.exception("%d tasks not published; the relay tries again.", len(records))
         else:
             marker.add((record.task_id, record.gen) for record in records)
 
     def publish(self, records: Sequence[TaskRecord]) -> None:
-        """Send the messages of these records. Raises kombu's OperationalError where the broker does not answer."""
-        with self.producer_or_acquire() as producer, producer.batch() if len(records) > 1 else nullcontext():
-            for record in records:
-                super().send_task(
-                    record.name,
-                    record.args,
-                    record.kwargs,
-                    task_id=record.task_id,
-                    queue=record.queue,
-                    priority=record.priority,
-                    root_id=record.root_id,
-                    parent_id=record.parent_id,
-                    group_id=record.group_id,
-                    retries=record.retries,
-                    expires=None,  # the claim judges it, by the database's clock
-                    producer=producer,
-                    add_to_parent=False,
-                    **record.options | {"headers": record.options.get("headers", {}) | {GEN_HEADER: record.gen}},
-                )
+        """Send the messages of these records. Raises kombu's OperationalError where the broker does not answer.
+
+        Messages are built and sent by Celery's own functions, those of `Celery.send_task`, which would decide again,
+        for each message, what the record holds already. Several go out together where the transport can do that.
+        """
+        sent_event = self.conf.task_send_sent_event
+        with self.producer_or_acquire() as producer, producer.connection._reraise_as_library_errors():
+            self._declare({record.queue for record in records if "exchange" not in record.options}, producer)
+            with producer.batch() if len(records) > 1 else nullcontext():
+                for record in records:
+                    self._publish_one(producer, record, sent_event)
+
+    def _declare(self, queues: set[str], producer) -> None:
+        declared = producer.connection.declared_entities  # kombu's own memory, forgotten when it reconnects
+        for name in queues - declared:
+            maybe_declare(self.amqp.queues[name], producer.channel)
+            declared.add(name)
+
+    def _publish_one(self, producer, record: TaskRecord, sent_event: bool) -> None:
+        options = dict(record.options)
+        message = self.amqp.create_task_message(
+            record.task_id,
+            record.name,
+            record.args,
+            record.kwargs,
+            callbacks=maybe_list(options.pop("link", None)),
+            errbacks=maybe_list(options.pop("link_error", None)),
+            group_id=record.group_id,
+            retries=record.retries,
+            root_id=record.root_id,
+            parent_id=record.parent_id,
+            argsrepr=saferepr(record.args, self.amqp.argsrepr_maxsize),
+            kwargsrepr=saferepr(record.kwargs, self.amqp.kwargsrepr_maxsize),
+            reply_to=options.pop("reply_to", None) or self.thread_oid,
+            create_sent_event=sent_event,
+            # No eta and no expires: they wait in Postgres, and are judged by its clock.
+            **{name: options.pop(name) for name in _IN_MESSAGE if name in options},
+            **options,
+        )
+        for stamp in options.pop("stamped_headers", ()):
+            options.pop(stamp, None)
+        options["headers"] = {**options.get("headers", {}), GEN_HEADER: record.gen}
+        if "exchange" not in options:
+            options |= {"queue": record.queue, "declare": ()}
+        self.amqp.send_task_message(producer, record.name, message, priority=record.priority, **options)
 
 
 class _Marker:
@@ -226,10 +285,6 @@ def _given(options: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in options.items() if value is not None and value != []}
 
 
-def _queue_name(destination: Any, default: str) -> str:
-    return str(getattr(destination, "name", destination) or default)
-
-
 def _checked_arguments(name, args, kwargs) -> tuple[Sequence, Mapping]:
     args, kwargs = () if args is None else args, {} if kwargs is None else kwargs
     if not isinstance(args, list | tuple):
@@ -243,14 +298,6 @@ def _checked_id(task_id: Any) -> str:
     if not isinstance(task_id, str) or not 0 < len(task_id) <= 255 or "\x00" in task_id:
         raise InvalidSubmission(f"task_id must be a text of 1 to 255 characters, not {task_id!r:.80}.")
     return task_id
-
-
-def _checked_priority(priority: Any, default: int | None) -> int | None:
-    if priority is None:
-        return default
-    if not isinstance(priority, int) or isinstance(priority, bool) or not 0 <= priority <= 9:
-        raise InvalidSubmission(f"priority must be a whole number from 0 (most urgent) to 9, not {priority!r:.80}.")
-    return priority
 
 
 def _moment(what: str, value: Any) -> datetime | None:

@@ -1,12 +1,14 @@
-"""A pytest plugin, loaded before settings are read: the real Postgres and the real broker of this test run.
+"""A pytest plugin, loaded before the settings: the real Postgres and the real broker of this test run.
 
-Settings of the developer's machine (`.env`, DATABASE_URL, REDIS_URL) are not used: tests never touch its data.
+Servers and settings of the developer's machine (`.env`, DATABASE_URL) are not used: tests never touch its data.
 """
 
 import os
 import shutil
 import tempfile
 from pathlib import Path
+
+import pytest
 
 from taskconsole.embedded import Postgres, Valkey
 
@@ -16,24 +18,25 @@ postgres = Postgres(directory / "postgres", settings={"fsync": "off", "max_conne
 broker = Valkey(directory / "broker", persistence=False)
 
 
-def pytest_configure(config):
-    config.addinivalue_line("markers", "acceptance: real worker and scheduler processes")
-
-
-def pytest_load_initial_conftests(early_config, parser, args):
-    if early_config.known_args_namespace.help or early_config.known_args_namespace.version:
-        return
+@pytest.hookimpl(tryfirst=True)
+def pytest_load_initial_conftests():
     postgres.start()
     broker.start()
-    os.environ["DATABASE_URL"], os.environ["REDIS_URL"] = postgres.url, broker.url
-    os.environ.update(SECRET_KEY="tests", DEBUG="0", EXTRA_APPS="tests.sample", HTTP_REQUEST_ALLOW_PRIVATE="0")
-    os.environ.pop("CELERY_BROKER_URL", None)
+    os.environ.update(
+        DATABASE_URL=postgres.url,
+        REDIS_URL=broker.url,
+        CELERY_BROKER_URL=broker.url,
+        SECRET_KEY="tests",
+        DEBUG="0",
+        TIME_ZONE="UTC",
+        EXTRA_APPS="tests.sample",
+        EXTRA_QUEUES="",
+        BEAT_ENABLED="0",
+    )
 
 
-pytest_load_initial_conftests.hookimpl = None
-
-
-def pytest_unconfigure(config):
-    broker.stop()
-    postgres.stop(immediate=True)
+def pytest_unconfigure():
+    if postgres.process is not None:
+        broker.stop()
+        postgres.stop(immediate=True)
     shutil.rmtree(directory, ignore_errors=True)

@@ -142,6 +142,7 @@ DST_CASES = [
     ("0 2,3 * * *", "America/New_York", "2025-03-09T06:00", "2025-03-09T07:00 2025-03-10T06:00"),
     ("0 30 2 * * *", "America/New_York", "2025-03-09T06:00", "2025-03-09T07:00 2025-03-10T06:30"),
     ("30 1 * * *", "America/New_York", "2025-11-02T06:10", "2025-11-03T06:30"),
+    ("*/30 1 1 11 *", "America/New_York", "2025-11-02T06:45", "2026-11-01T05:00 2026-11-01T05:30"),
     ("0 12 * * *", "Pacific/Apia", "2011-12-29T00:00", "2011-12-29T22:00 2011-12-30T22:00"),
     ("0 12 30 12 *", "Pacific/Apia", "2011-12-01T00:00", "2012-12-29T22:00"),
     ("0 0 * * *", "Pacific/Apia", "2011-12-29T10:01", "2011-12-30T10:00 2011-12-31T10:00"),
@@ -176,7 +177,7 @@ def test_an_interval_of_minutes_does_not_notice_the_repeated_hour():
         ("0 0 * * 1#6", "day of week: '1#6' must be a weekday, # and 1 to 5: 1#2 is the second Monday"),
         ("0 0 L/2 * *", "day of month: 'L/2' is none of 1 to 31"),
         ("* * * * \u017fun", "day of week: '\u017fun' is none of 0 to 7, or sun to sat"),
-        ("@reboot", "@reboot is refused: a schedule fires by the clock, not when a process starts"),
+        ("@reboot", "@reboot is refused: schedules fire by the clock, not at a start"),
     ],
 )
 def test_a_refusal_names_the_part_that_is_wrong(expression, message):
@@ -207,6 +208,11 @@ def test_a_rare_date_is_found_across_the_year_2100(expression, after, expected):
     assert times(Cron(expression), after, 1) == [expected]
 
 
+@pytest.mark.parametrize("expression", ["1-11-11/2 * * * *", "5-5/10/2 * * * *", "5-5/1\u0663 * * * *"])
+def test_what_only_looks_like_a_range_of_one_number_is_refused(expression):
+    assert error(Cron, expression)[1].startswith("minute: ")
+
+
 def test_a_range_of_one_number_with_a_step_is_that_number():
     assert times(Cron("5-5/10 * * * *"), "2025-01-01T00:00", 2) == ["2025-01-01T00:05", "2025-01-01T01:05"]
 
@@ -223,9 +229,7 @@ def test_the_nicknames_stand_for_their_expressions():
     assert times(Cron("@midnight"), "2025-06-10T10:30", 1) == ["2025-06-11T00:00"]
 
 
-@pytest.mark.parametrize(
-    "name", ["", "Berlin", "europe/berlin", "Europe", "/etc/localtime", "../UTC", "a\0b", None]
-)
+@pytest.mark.parametrize("name", ["", "Berlin", "europe/berlin", "Europe", "/etc/localtime", "../UTC", None])
 def test_a_zone_that_is_not_an_iana_name_is_refused(name):
     assert error(Cron, "* * * * *", name)[0] == "timezone"
 
@@ -240,6 +244,14 @@ def test_start_and_end_are_within_the_bounds_and_in_order():
     assert list(timing.times_after(at("2024-06-01T00:00"))) == [start, start + DAY, end]
     assert error(Cron, "0 9 * * *", start_at=end, end_at=start)[0] == "end_at"
     assert error(Cron, "0 9 * * *", start_at=datetime(2025, 1, 1))[0] == "start_at"
+
+
+def test_moments_of_one_zone_are_told_apart_in_a_repeated_hour():
+    first, second = (at(f"2025-11-02T0{hour}:30").astimezone(ZoneInfo("America/New_York")) for hour in (5, 6))
+    assert Date(second).next_after(first) == at("2025-11-02T06:30")
+    assert Cron("30 * * * *", start_at=first, end_at=second).next_after(first) == at("2025-11-02T06:30")
+    assert error(Cron, "30 * * * *", start_at=second, end_at=first)[0] == "end_at"
+    assert jittered(1, first, 3600, second) > at("2025-11-02T05:30")
 
 
 def test_a_timing_ends_with_the_calendar():
@@ -385,11 +397,8 @@ def test_a_short_interval_that_says_nothing_is_refused(text):
 def test_jitter_is_the_same_for_the_same_run_everywhere():
     due = at("2025-01-01T00:00")
     berlin = due.astimezone(ZoneInfo("Europe/Berlin"))
-    assert (
-        jittered(7, due, 60, None)
-        == jittered("7", berlin, 60, None)
-        == due + timedelta(microseconds=3_860_631)
-    )
+    expected = due + timedelta(microseconds=3_860_631)
+    assert jittered(7, due, 60, None) == jittered("7", berlin, 60, None) == expected
 
 
 def test_jitter_spreads_runs_over_its_whole_range_and_not_beyond():
@@ -424,6 +433,11 @@ def test_a_preview_says_where_a_run_moves_past_the_gap(timing):
         ("09 03:00", "clocks go forward: 02:30 does not exist, runs right after the gap"),
         ("10 02:30", ""),
     ]
+
+
+def test_a_preview_does_not_mark_what_is_due_right_after_the_gap_anyway():
+    assert notes(Cron("0 3 * * *", "America/New_York"), "2025-03-08T20:00", 1) == [("09 03:00", "")]
+    assert notes(Cron("*/30 * * * *", "America/New_York"), "2025-03-09T06:30", 1) == [("09 03:00", "")]
 
 
 @pytest.mark.parametrize(
@@ -475,12 +489,16 @@ def test_the_trigger_goes_on_after_the_previous_time():
     assert trigger.get_next_fire_time(at("2025-01-01T00:20"), now) == at("2025-01-01T00:25")
 
 
+def test_the_trigger_is_right_where_the_scheduler_keeps_local_time():
+    right_after_the_gap = at("2025-03-09T07:00").astimezone(ZoneInfo("America/New_York"))
+    trigger = trigger_for(Cron("*/5 * * * *", "America/New_York"))
+    assert trigger.get_next_fire_time(None, right_after_the_gap) == right_after_the_gap
+
+
 def test_the_trigger_steps_over_what_was_missed():
-    trigger = trigger_for(Cron("*/5 * * * *"))
-    assert trigger.get_next_fire_time(at("2025-01-01T00:05"), at("2025-01-09T12:03")) == at(
-        "2025-01-09T12:05"
-    )
-    assert trigger_for(Date(at("2025-01-01T00:00"))).get_next_fire_time(None, at("2025-01-02T00:00")) is None
+    missed, now = at("2025-01-01T00:00"), at("2025-01-09T12:03")
+    assert trigger_for(Cron("*/5 * * * *")).get_next_fire_time(missed, now) == at("2025-01-09T12:05")
+    assert trigger_for(Date(missed)).get_next_fire_time(None, now) is None
 
 
 # --- The oracle: every minute, one after the other ----------------------------------------------------
@@ -643,7 +661,7 @@ def agree(rng, expression, zone, start, end, step):
 @pytest.mark.parametrize("seed", range(15))
 def test_cron_agrees_with_a_walk_through_every_minute_around_the_turns(seed):
     for rng, expression, zone, turn in random_cases(seed, 100):
-        agree(rng, expression, zone, turn - 30 * HOUR, turn + 40 * HOUR, MINUTE)
+        agree(rng, expression, zone, turn - 25 * HOUR, turn + 30 * HOUR, MINUTE)
 
 
 def test_cron_with_seconds_agrees_with_a_walk_through_every_second():

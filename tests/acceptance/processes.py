@@ -1,0 +1,76 @@
+"""Real processes of the project, and waiting for what they do."""
+
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from typing import Any
+
+from django.conf import settings
+
+
+def eventually(check: Callable[[], Any], timeout: float = 10, what: str = "") -> Any:
+    """The first true answer of `check`, asked every 20 ms; fails after `timeout` seconds."""
+    give_up_at = time.monotonic() + timeout
+    while True:
+        if answer := check():
+            return answer
+        if time.monotonic() > give_up_at:
+            raise AssertionError(f"Not within {timeout} s: {what or check}. The last answer was {answer!r}.")
+        time.sleep(0.02)
+
+
+class Manage:
+    """`manage.py …` as a process of its own, in a process group of its own."""
+
+    def __init__(self, *arguments: str, **environment: str):
+        self.arguments = arguments
+        self.environment = {**os.environ, **environment}
+        self.output = tempfile.NamedTemporaryFile("w+b", prefix="taskconsole-", suffix=".log")
+
+    def __enter__(self) -> "Manage":
+        self.process = subprocess.Popen(
+            [sys.executable, "manage.py", *self.arguments],
+            cwd=settings.BASE_DIR,
+            env=self.environment,
+            stdout=self.output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.stop()
+        self.output.close()
+
+    def stop(self, timeout: float = 20) -> int:
+        """SIGTERM, and SIGKILL for the whole group after `timeout`; the exit status."""
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGTERM)
+            try:
+                self.process.wait(timeout)
+            except subprocess.TimeoutExpired:
+                self.kill()
+        return self.process.wait()
+
+    def kill(self) -> None:
+        os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
+
+    def said(self) -> str:
+        with open(self.output.name, errors="replace") as lines:
+            return lines.read()
+
+    def wait_for(self, text: str, timeout: float = 30) -> None:
+        def found() -> bool:
+            if text not in self.said() and self.process.poll() is not None:
+                raise AssertionError(f"{self.arguments} ended with {self.process.returncode}:\n{self.said()}")
+            return text in self.said()
+
+        try:
+            eventually(found, timeout, f"{text!r} from {self.arguments}")
+        except AssertionError as error:
+            raise AssertionError(f"{error}\n{self.said()}") from None

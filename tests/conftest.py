@@ -1,0 +1,36 @@
+"""Unit tests run in a transaction that is rolled back; those in acceptance/ and browser/ commit, with real processes.
+
+The latter come last: what they leave behind would be seen by the others.
+"""
+
+import pytest
+from django.test.utils import setup_databases
+
+from tasks_app import outbox
+from tasks_app.models import TaskRecord
+
+COMMITTING = ("/acceptance/", "/browser/")
+
+
+def pytest_collection_modifyitems(items):
+    items.sort(key=lambda item: any(part in item.path.as_posix() for part in COMMITTING))
+
+
+@pytest.fixture(scope="session")
+def django_db_setup(django_test_environment, django_db_blocker):
+    """The test database, also where only committing tests are run; it goes with its server."""
+    with django_db_blocker.unblock():
+        setup_databases(verbosity=0, interactive=False)
+
+
+@pytest.fixture(autouse=True)
+def marks_at_once(request, monkeypatch):
+    """Where a test's transaction never commits, another thread's connection could not mark its rows."""
+    if not any(part in request.path.as_posix() for part in COMMITTING):
+        monkeypatch.setattr(outbox.marker, "add", lambda messages: TaskRecord.objects.mark_published(list(messages)))
+
+
+@pytest.fixture
+def commits(django_capture_on_commit_callbacks):
+    """Run what waits for a commit, as a committed block would: `with commits(): …`."""
+    return lambda: django_capture_on_commit_callbacks(execute=True)
