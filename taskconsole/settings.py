@@ -124,7 +124,7 @@ CELERY_TASK_DEFAULT_QUEUE = "celery_queue"
 #: Queue of whatever a schedule or Beat fires.
 CRON_QUEUE = "cron_queue"
 CELERY_TASK_QUEUES = {name: {} for name in [CELERY_TASK_DEFAULT_QUEUE, CRON_QUEUE, *env.list("EXTRA_QUEUES", [])]}
-CELERY_TASK_ROUTES = env.json("TASK_ROUTES", {})
+CELERY_TASK_ROUTES = ["tasks_app.outbox.route_scheduled", env.json("TASK_ROUTES", {})]
 #: 0 is the most urgent, 9 the least (kombu's order on Redis).
 CELERY_TASK_DEFAULT_PRIORITY = 5
 CELERY_TASK_PUBLISH_RETRY = False  # the relay publishes what a submitter could not

@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 from celery import Celery
 from celery.app.control import Control
 from celery.utils.saferepr import saferepr
+from django.conf import settings
 from django.db import DatabaseError, connections, transaction
 from django.utils import timezone
 from django.utils.dateparse import parse_datetime
@@ -46,6 +47,13 @@ GEN_HEADER = "gen"
 _IN_MESSAGE = (
     "group_index", "chord", "time_limit", "soft_time_limit", "shadow", "chain", "ignore_result", "replaced_task_nesting",
 )  # fmt: skip
+
+
+def route_scheduled(name, args, kwargs, options, task=None, **_):
+    """A task route: what a schedule fires, Celery Beat's included, goes to the queue of its own."""
+    if "periodic_task_name" in (options.get("headers") or {}):
+        return {"queue": settings.CRON_QUEUE}
+    return None
 
 
 class RecordingControl(Control):

@@ -79,7 +79,7 @@ class Console:
     def child(self, words):
         """The one child of `up` whose command line has `words`."""
         children = psutil.Process(self.process.pid).children()
-        return next((child for child in children if is_alive(child) and words in " ".join(child.cmdline())), None)
+        return next((child for child in children if is_alive(child, words)), None)
 
     def log_in(self, password):
         """Whether the admin lets us in."""
@@ -93,10 +93,10 @@ class Console:
         return any(cookie.name == "sessionid" for cookie in cookies)
 
 
-def is_alive(process):
+def is_alive(process, words=""):
     """A zombie is gone: where process 1 collects no orphans, it stays in the table."""
     try:
-        return process.status() != psutil.STATUS_ZOMBIE
+        return process.status() != psutil.STATUS_ZOMBIE and words in " ".join(process.cmdline())
     except psutil.NoSuchProcess:
         return False
 
@@ -221,9 +221,12 @@ def test_a_program_that_keeps_dying_ends_everything(lines):
     assert programs[1].process.returncode == -signal.SIGTERM
 
 
-def test_a_program_deaf_to_sigterm_is_killed_after_the_grace(lines, monkeypatch):
-    monkeypatch.setattr(supervisor, "GRACE", 0.2)
-    signals = f"sleep 0.5; kill -TERM {os.getpid()}; sleep 60"
-    good, programs = supervise(lines, deaf=f"sh -c \"trap '' TERM; {signals}\"")
+@pytest.mark.parametrize(("grace", "signals"), [(0.1, 1), (PATIENCE, 2)])
+def test_a_program_deaf_to_sigterm_is_killed_after_the_grace_or_a_second_signal(lines, monkeypatch, grace, signals):
+    monkeypatch.setattr(supervisor, "GRACE", grace)
+    script = f"trap '' TERM; {f'sleep 0.3; kill -INT {os.getpid()}; ' * signals} sleep {PATIENCE}"
+    began = time.monotonic()
+    good, programs = supervise(lines, deaf=f'sh -c "{script}"')
     assert good
     assert programs[0].process.returncode == -signal.SIGKILL
+    assert time.monotonic() - began < PATIENCE / 2

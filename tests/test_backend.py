@@ -1,0 +1,79 @@
+"""The result backend: result and record closed together, by the run that holds the claim alone."""
+
+import pytest
+from celery import current_app as app
+from celery.app.task import Context
+from celery.exceptions import TaskRevokedError
+from django_celery_results.models import TaskResult
+
+from tasks_app import states
+from tasks_app.models import TaskRecord
+
+pytestmark = pytest.mark.django_db
+objects = TaskRecord.objects
+
+
+@pytest.fixture
+def run():
+    """A claimed run of task "t": its request, as the worker has it."""
+    objects.insert([TaskRecord(task_id="t", name="sample.echo", queue="celery_queue", root_id="t")])
+    objects.claim("t", 1, "worker@host", 42)
+    return Context(id="t", gen=1, task="sample.echo", args=[1], kwargs={}, called_directly=False)
+
+
+def test_success_closes_record_and_result(run):
+    app.backend.mark_as_done("t", {"x": 1}, run)
+    record, result = objects.get(), TaskResult.objects.get()
+    assert (record.state, record.result_preview) == ("SUCCESS", '{"x": 1}')
+    assert (result.status, result.result, result.task_name, result.worker) == (
+        "SUCCESS",
+        '{"x": 1}',
+        "sample.echo",
+        "worker@host",
+    )
+    assert result.date_started == record.started_at
+
+
+def test_a_result_of_a_lost_run_is_refused(run, caplog):
+    objects.update(gen=2)  # the task went elsewhere meanwhile
+    app.backend.mark_as_done("t", "late", run)
+    assert objects.get().state == states.STARTED
+    assert not TaskResult.objects.exists()
+    assert "refused" in caplog.text
+
+
+def test_a_second_outcome_changes_nothing(run):
+    app.backend.mark_as_done("t", 1, run)
+    app.backend.mark_as_failure("t", ValueError("late"), request=run)
+    assert objects.get().state == states.SUCCESS
+    assert TaskResult.objects.get().status == "SUCCESS"
+
+
+def test_an_exception_with_text_that_postgres_cannot_hold_keeps_its_type(run):
+    app.backend.mark_as_failure("t", ValueError("nul \x00 and \ud800"), traceback="tb \x00", request=run)
+    record = objects.get()
+    assert (record.state, record.exc_type, record.exc_message) == ("FAILURE", "ValueError", "nul \\x00 and \\ud800")
+    assert TaskResult.objects.get().traceback == "tb \\x00"
+
+
+def test_a_task_without_a_record_gets_one_with_its_outcome():
+    app.backend.mark_as_failure("never sent", ValueError("x"), request=Context(id="never sent", task="sample.echo"))
+    record = objects.get()
+    assert (record.task_id, record.name, record.state) == ("never sent", "sample.echo", "FAILURE")
+
+
+def test_a_state_of_a_tasks_own_is_told_and_does_not_close_it(run):
+    app.backend.store_result("t", {"done": 50}, "PROGRESS", request=run)
+    assert objects.get().state == states.STARTED
+    assert app.AsyncResult("t").state == "PROGRESS"
+    app.backend.mark_as_done("t", 1, run)
+    assert app.AsyncResult("t").state == "SUCCESS"
+
+
+def test_async_result_knows_what_only_the_record_does(run):
+    assert app.AsyncResult("t").state == "STARTED"
+    objects.insert([TaskRecord(task_id="r", name="sample.echo", queue="celery_queue", root_id="r")])
+    objects.filter(task_id="r").mark_revoked("revoked")
+    assert app.AsyncResult("r").state == "REVOKED"
+    assert isinstance(app.AsyncResult("r").result, TaskRevokedError)
+    assert app.AsyncResult("nobody").state == "PENDING"
