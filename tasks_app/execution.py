@@ -15,7 +15,7 @@ from asgiref.sync import sync_to_async
 from celery.contrib.django.task import DjangoTask
 from celery.exceptions import Ignore, Reject
 from celery.signals import task_postrun
-from django.db import DatabaseError, InterfaceError, OperationalError, close_old_connections, connection, transaction
+from django.db import InterfaceError, OperationalError, close_old_connections, connection, transaction
 
 from tasks_app import states
 from tasks_app.models import TaskRecord
@@ -126,6 +126,12 @@ def event_loop_runner() -> asyncio.Runner:
     if getattr(_loops, "pid", None) != os.getpid():
         _loops.runner, _loops.pid = asyncio.Runner(), os.getpid()
     return _loops.runner
+
+
+def close_event_loop() -> None:
+    if hasattr(_loops, "pid"):
+        _loops.runner.close()
+        del _loops.pid
 
 
 def _in_event_loop(body):

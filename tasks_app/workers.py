@@ -4,6 +4,8 @@ import asyncio
 import inspect
 import logging
 from collections.abc import Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 
 from celery import current_app
 from celery.signals import worker_process_init, worker_process_shutdown, worker_ready, worker_shutting_down
@@ -11,7 +13,7 @@ from django.db import DatabaseError, connection, connections
 from kombu.exceptions import OperationalError
 
 from tasks_app import outbox
-from tasks_app.execution import event_loop_runner
+from tasks_app.execution import close_event_loop, event_loop_runner
 from tasks_app.maintenance import Relay
 
 logger = logging.getLogger(__name__)
@@ -39,15 +41,21 @@ def start_child(**_) -> None:
     open_database()
     open_broker()
     for hook in _on_startup:
-        event_loop_runner().run(_call(hook))
+        with _logged(hook):
+            if inspect.iscoroutinefunction(hook):
+                event_loop_runner().run(hook())
+            else:
+                hook()
 
 
 @worker_process_shutdown.connect
 def end_child(**_) -> None:
     outbox.marker.flush()
-    runner = event_loop_runner()
-    runner.run(_call_all([close_database, close_broker, *_on_shutdown]))
-    runner.close()
+    with ThreadPoolExecutor() as side:
+        side.submit(close_broker)
+        close_database()
+        event_loop_runner().run(_call_all(_on_shutdown))
+    close_event_loop()
 
 
 @worker_ready.connect
@@ -64,43 +72,44 @@ def stop_relay(**_) -> None:
 
 
 def open_database() -> None:
-    _quietly(connection.ensure_connection, DatabaseError)
+    with _quiet(DatabaseError):
+        connection.ensure_connection()
 
 
 def open_broker() -> None:
-    def connect():
-        with current_app.pool.acquire() as broker:
-            broker.ensure_connection(max_retries=1, timeout=1)
-
-    _quietly(connect, OperationalError)
+    with _quiet(OperationalError), current_app.pool.acquire() as broker:
+        broker.ensure_connection(max_retries=1, timeout=1)
 
 
-async def close_database() -> None:
+def close_database() -> None:
     connections.close_all()
 
 
-async def close_broker() -> None:
-    await asyncio.to_thread(current_app.pool.force_close_all)
+def close_broker() -> None:
+    current_app.pool.force_close_all()
 
 
 async def _call_all(hooks: list[Hook]) -> None:
-    await asyncio.gather(*[_call(hook, concurrently=True) for hook in hooks])
+    """Coroutines side by side in the event loop, functions each in a thread."""
+
+    async def call(hook: Hook) -> None:
+        with _logged(hook):
+            await (hook() if inspect.iscoroutinefunction(hook) else asyncio.to_thread(hook))
+
+    await asyncio.gather(*map(call, hooks))
 
 
-async def _call(hook: Hook, concurrently: bool = False) -> None:
+@contextmanager
+def _logged(hook: Hook):
     try:
-        if inspect.iscoroutinefunction(hook):
-            await hook()
-        elif concurrently:
-            await asyncio.to_thread(hook)
-        else:
-            hook()
+        yield
     except Exception:
         logger.exception("Worker hook %r failed", hook)
 
 
-def _quietly(connect: Callable[[], object], error: type[Exception]) -> None:
+@contextmanager
+def _quiet(error: type[Exception]):
     try:
-        connect()
+        yield
     except error as reason:
         logger.warning("Not connected yet: %s", str(reason).strip())

@@ -1,0 +1,263 @@
+"""Firing and planning: what becomes of each due time. Time passes by moving rows back, not by waiting."""
+
+from datetime import UTC, datetime, timedelta
+
+import pytest
+from celery import current_app as app
+from django.utils import timezone
+
+from scheduling_app import firing
+from scheduling_app.models import Schedule, ScheduleRun
+from tasks_app.models import TaskRecord
+
+pytestmark = pytest.mark.django_db
+
+
+@pytest.fixture(autouse=True)
+def published(monkeypatch):
+    ids = []
+    monkeypatch.setattr(app, "publish", lambda records: ids.extend(record.task_id for record in records))
+    return ids
+
+
+def make(name="s", **fields) -> Schedule:
+    fields = {"task": "sample.echo", "args": [1], "kind": "interval", "every": 1, "unit": "minutes"} | fields
+    return Schedule.objects.create(name=name, **fields)
+
+
+def due(late: timedelta, **fields) -> Schedule:
+    """A schedule of whole minutes whose next time was `late` ago, as if no scheduler had run since."""
+    anchor = timezone.now().replace(microsecond=0) - late
+    schedule = make(start_at=anchor, **fields)
+    firing.plan_changed()
+    Schedule.objects.filter(pk=schedule.pk).update(next_fire_at=anchor)
+    return schedule
+
+
+def runs(schedule) -> list[tuple[str, str]]:
+    return list(schedule.runs.order_by("scheduled_for").values_list("outcome", "reason"))
+
+
+def again(schedule) -> Schedule:
+    return Schedule.objects.get(pk=schedule.pk)
+
+
+# Planning
+
+
+def test_a_new_schedule_is_planned_from_the_moment_it_was_saved():
+    schedule = make()
+    assert again(schedule).next_fire_at is None
+    assert firing.plan_changed() == 1
+    assert again(schedule).next_fire_at == schedule.created_at + timedelta(minutes=1)
+    assert again(schedule).changed_at is None
+    assert firing.plan_changed() == 0
+
+
+@pytest.mark.parametrize("change", [{"every": 5}, {"enabled": False}, {"timezone": "Asia/Tokyo"}])
+def test_a_change_of_the_timing_is_planned_anew(change):
+    schedule = make()
+    firing.plan_changed()
+    Schedule.objects.filter(pk=schedule.pk).update(**change)
+    assert again(schedule).changed_at is not None
+    assert again(schedule).next_fire_at is None
+
+
+@pytest.mark.parametrize("change", [{"args": [2]}, {"queue": "q"}, {"description": "words"}, {"enabled": True}])
+def test_a_change_of_anything_else_leaves_the_next_time(change):
+    schedule = make()
+    firing.plan_changed()
+    before = again(schedule).next_fire_at
+    Schedule.objects.filter(pk=schedule.pk).update(**change)
+    assert again(schedule).next_fire_at == before
+    assert again(schedule).changed_at is None
+
+
+def test_a_save_of_a_row_that_was_read_before_it_fired_does_not_move_it_back():
+    schedule = due(timedelta(seconds=1))
+    stale = again(schedule)
+    firing.fire_due()
+    moved = again(schedule).next_fire_at
+    stale.description = "edited meanwhile"
+    stale.save()
+    assert again(schedule).next_fire_at == moved
+
+
+def passed_date() -> Schedule:
+    """A date that came before any scheduler had planned it."""
+    schedule = make(kind="date", run_at=timezone.now() - timedelta(minutes=1))
+    Schedule.objects.filter(pk=schedule.pk).update(changed_at=timezone.now() - timedelta(minutes=2))
+    firing.plan_changed()
+    return schedule
+
+
+def test_a_date_that_passed_before_it_was_planned_still_fires():
+    schedule = passed_date()
+    firing.fire_due()
+    assert runs(schedule) == [("fired", "caught up")]
+
+
+def test_a_timing_that_cannot_be_stops_its_own_schedule_and_says_why():
+    bad, good = make("bad", kind="cron", cron="61 * * * *"), make("good")
+    firing.plan_changed()
+    assert "minute" in again(bad).problem
+    assert again(bad).next_fire_at is None
+    assert again(good).next_fire_at is not None
+    Schedule.objects.filter(pk=bad.pk).update(cron="1 * * * *")
+    firing.plan_changed()
+    assert again(bad).problem == ""
+    assert again(bad).next_fire_at is not None
+
+
+# Firing
+
+
+def test_a_due_schedule_makes_a_run_and_a_task_and_moves_on(published, commits):
+    schedule = due(timedelta(seconds=1), queue="celery_queue", priority=2, expires_after=60)
+    with commits():
+        assert firing.fire_due() == 1
+    run = schedule.runs.get()
+    assert (run.outcome, run.reason) == ("fired", "due")
+    record = run.record
+    assert (record.name, record.args, record.queue, record.priority) == ("sample.echo", [1], "celery_queue", 2)
+    assert timedelta(seconds=55) < record.expires - timezone.now() <= timedelta(seconds=60)
+    assert record.options["headers"] == {"periodic_task_name": "s"}
+    assert published == [record.task_id]
+    assert again(schedule).next_fire_at == run.scheduled_for + timedelta(minutes=1)
+    assert firing.fire_due() == 0
+
+
+def test_the_cron_queue_is_where_it_goes_unless_told():
+    schedule = due(timedelta(seconds=1))
+    firing.fire_due()
+    assert schedule.runs.get().record.queue == "cron_queue"
+
+
+def test_a_time_that_fired_already_does_not_fire_again(published, commits):
+    """As a scheduler does that was paused with the row in hand, and woke up stale."""
+    schedule = due(timedelta(seconds=1))
+    first = again(schedule).next_fire_at
+    with commits():
+        firing.fire_due()
+        Schedule.objects.filter(pk=schedule.pk).update(next_fire_at=first)
+        firing.fire_due()
+    assert len(runs(schedule)) == TaskRecord.objects.count() == len(published) == 1
+
+
+def test_a_paused_schedule_does_not_fire():
+    schedule = due(timedelta(seconds=1))
+    Schedule.objects.filter(pk=schedule.pk).set_enabled(False)
+    firing.plan_changed()
+    assert firing.fire_due() == 0
+    assert runs(schedule) == []
+
+
+def test_a_finished_schedule_stays_and_has_no_next_time():
+    schedule = passed_date()
+    firing.fire_due()
+    assert again(schedule).next_fire_at is None
+    assert again(schedule).changed_at is None
+    assert again(schedule).last_fire_at is not None
+
+
+def test_ten_minutes_of_downtime_are_made_up_for_once():
+    schedule = due(timedelta(minutes=10, seconds=20))
+    firing.fire_due()
+    run = schedule.runs.get()
+    assert (run.outcome, run.reason) == ("fired", "caught up")
+    assert timezone.now() - run.scheduled_for < timedelta(minutes=1), "the latest of them"
+    assert "missed since" in run.detail
+    assert again(schedule).next_fire_at > timezone.now()
+
+
+def test_three_days_of_downtime_cost_no_walk_through_them():
+    schedule = due(timedelta(days=3), every=1, unit="seconds")
+    firing.fire_due()
+    assert timezone.now() - schedule.runs.get().scheduled_for < timedelta(seconds=5)
+
+
+def test_each_missed_time_is_made_up_for_where_that_is_wanted():
+    schedule = due(timedelta(minutes=3, seconds=20), catch_up="all")
+    firing.fire_due()
+    assert runs(schedule) == [("fired", "caught up")] * 4
+    assert again(schedule).next_fire_at > timezone.now()
+
+
+def test_making_up_for_each_is_bounded_and_goes_on_in_the_next_pass():
+    schedule = due(timedelta(minutes=150), catch_up="all", misfire_grace_time=None)
+    firing.fire_due()
+    assert schedule.runs.count() == Schedule.MAX_CATCH_UP
+    firing.fire_due()
+    assert schedule.runs.count() == 151
+
+
+def test_a_time_past_its_grace_is_recorded_as_missed():
+    schedule = due(timedelta(hours=2), misfire_grace_time=3600, every=1, unit="days")
+    firing.fire_due()
+    assert runs(schedule) == [("skipped", "misfire")]
+    assert not TaskRecord.objects.exists()
+
+
+def test_a_run_is_skipped_while_as_many_as_allowed_are_unfinished():
+    schedule = due(timedelta(seconds=1), max_instances=1)
+    firing.fire_due()
+    Schedule.objects.filter(pk=schedule.pk).update(next_fire_at=timezone.now())
+    firing.fire_due()
+    assert runs(schedule) == [("fired", "due"), ("skipped", "overlap")]
+    TaskRecord.objects.update(state="SUCCESS", finished_at=timezone.now())
+    Schedule.objects.filter(pk=schedule.pk).update(next_fire_at=timezone.now())
+    firing.fire_due()
+    assert runs(schedule)[-1] == ("fired", "due")
+
+
+def test_arguments_that_make_no_task_are_an_outcome_too():
+    schedule = due(timedelta(seconds=1), args={"not": "a list"})
+    other = due(timedelta(seconds=1), name="other")
+    firing.fire_due()
+    assert runs(schedule) == [("skipped", "invalid")]
+    assert runs(other) == [("fired", "due")]
+
+
+def test_jitter_shifts_the_task_and_not_the_due_time():
+    schedule = due(timedelta(seconds=1), jitter=30)
+    firing.fire_due()
+    run = schedule.runs.get()
+    assert timedelta(0) <= run.record.eta - run.scheduled_for < timedelta(seconds=30)
+
+
+def test_run_now_uses_the_schedules_settings_and_changes_nothing_else(published, commits):
+    schedule = make(queue="celery_queue", enabled=False)
+    firing.plan_changed()
+    before = Schedule.objects.filter(pk=schedule.pk).values().get()
+    with commits():
+        first, second = firing.run_now(schedule, by="ada"), firing.run_now(schedule)
+    assert Schedule.objects.filter(pk=schedule.pk).values().get() == before
+    assert runs(schedule) == [("fired", "manual")] * 2
+    assert first.detail == "by ada"
+    assert published == [first.record_id, second.record_id]
+
+
+def test_the_next_wake_up_is_the_earliest_of_what_is_due_and_what_changed():
+    assert firing.next_wake_up() is None
+    make("later", kind="date", run_at=datetime(2050, 1, 1, tzinfo=UTC))
+    firing.plan_changed()
+    assert firing.next_wake_up() == datetime(2050, 1, 1, tzinfo=UTC)
+    changed = make("changed")
+    assert firing.next_wake_up() == again(changed).changed_at
+
+
+@pytest.mark.parametrize(
+    ("queryset", "index"),
+    [(lambda: Schedule.objects.due(10), "schedule_due"), (lambda: Schedule.objects.changed(10), "schedule_changed")],
+)
+def test_each_queue_is_read_by_its_index(queryset, index):
+    from django.db import connection
+
+    Schedule.objects.bulk_create(
+        [Schedule(name=str(n), task="t", kind="cron", cron="0 0 1 1 *") for n in range(3000)], batch_size=1000
+    )
+    while firing.plan_changed(1000):
+        pass
+    with connection.cursor() as cursor:
+        cursor.execute("ANALYZE scheduling_app_schedule")
+    assert index in queryset().explain()
