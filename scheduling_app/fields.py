@@ -17,7 +17,9 @@ DEEPEST = 50
 LONGEST = 500_000
 
 #: What matters in a JSON text besides its strings.
-_TOKEN = re.compile(r'"(?:\\.|[^"\\])*"|(?P<open>[\[{])|(?P<close>[\]}])|(?P<constant>-?\b(?:NaN|Infinity)\b)', re.DOTALL)
+_TOKEN = re.compile(
+    r'"(?:\\.|[^"\\])*"|(?P<open>[\[{])|(?P<close>[\]}])|(?P<constant>-?\b(?:NaN|Infinity)\b)', re.DOTALL
+)
 _PYTHONS = {"True": "true", "False": "false", "None": "null"}
 _SHAPES = {list: 'a JSON list, such as [1, "two"]', dict: 'a JSON object, such as {"name": 1}'}
 
@@ -47,9 +49,8 @@ class ArgumentsField(forms.CharField):
         return parsed
 
     def clean(self, value):
-        parsed = self.to_python(value)
-        self.run_validators(value or "")  # its length and NUL are those of the text
-        return parsed
+        self.run_validators(value or "")  # the length and NUL are those of the text
+        return self.to_python(value)
 
     def prepare_value(self, value):
         return value if isinstance(value, str) else printable(json.dumps(value, ensure_ascii=False))

@@ -15,7 +15,7 @@ from django.utils import timezone
 from django.utils.html import format_html
 
 from scheduling_app.fields import ArgumentsField, WallTimeField
-from scheduling_app.models import Schedule
+from scheduling_app.models import Schedule, default_timezone
 from scheduling_app.triggers import Cron, Timing, TimingError
 
 Kind = Schedule.Kind
@@ -39,12 +39,23 @@ class TimingForm(forms.ModelForm):
     """When a schedule fires. Once valid, `timing` is what the schedulers go by."""
 
     run_at = WallTimeField(required=False, help_text="In the time zone below.")
+    timezone = forms.CharField(
+        label="Time zone",
+        max_length=64,
+        initial=default_timezone,
+        help_text="Whose clocks it goes by, such as Europe/Berlin.",
+        widget=forms.TextInput(attrs={"list": "zones", "spellcheck": "false", "autocomplete": "off"}),
+    )
     start_at = WallTimeField(
         label="From", required=False, help_text="Not before; an interval counts from it. In the time zone."
     )
     end_at = WallTimeField(label="Until", required=False, help_text="Not after. In the time zone.")
     jitter = forms.IntegerField(
-        required=False, min_value=0, max_value=MOST_JITTER, help_text="Seconds: each run starts up to this much later."
+        required=False,
+        min_value=0,
+        max_value=MOST_JITTER,
+        initial=0,
+        help_text="Seconds: each run starts up to this much later.",
     )
 
     class Meta:
@@ -52,12 +63,12 @@ class TimingForm(forms.ModelForm):
         fields = [*TIMING, "jitter"]
         widgets = {
             "kind": forms.RadioSelect,
-            "cron": forms.TextInput(attrs={"spellcheck": "false", "autocomplete": "off", "placeholder": "0 9 * * mon-fri"}),
-            "timezone": forms.TextInput(attrs={"list": "zones", "spellcheck": "false", "autocomplete": "off"}),
+            "cron": forms.TextInput(
+                attrs={"spellcheck": "false", "autocomplete": "off", "placeholder": "0 9 * * mon-fri"}
+            ),
         }
         help_texts = {
-            "cron": "Minute, hour, day of month, month, day of week (0 and 7 are Sunday); with six fields seconds come first.",
-            "timezone": "Whose clocks it goes by, such as Europe/Berlin.",
+            "cron": "Minute, hour, day of month, month, day of week (0 and 7 are Sunday). Six fields: seconds first.",
         }
 
     def __init__(self, *args, now: datetime | None = None, **kwargs):
@@ -65,7 +76,7 @@ class TimingForm(forms.ModelForm):
         self.now = now or timezone.now()
         self.timing: Timing | None = None
         for name, field in self.fields.items():
-            if isinstance(field, WallTimeField) and self.initial.get(name):
+            if isinstance(field, WallTimeField) and isinstance(self.initial.get(name), datetime):
                 self.initial[name] = _wall(self.initial[name], self.initial["timezone"])
 
     @property
@@ -74,6 +85,10 @@ class TimingForm(forms.ModelForm):
 
     def clean_jitter(self) -> int:
         return self.cleaned_data["jitter"] or 0
+
+    def _get_validation_exclusions(self):
+        # That a kind has what it needs is said here at the field; the model's constraint would say it once more.
+        return super()._get_validation_exclusions() | {"kind"}
 
     def clean(self):
         super().clean()

@@ -9,6 +9,7 @@ where submitting it failed.) For whoever manages schedules from code, each row i
 import logging
 from datetime import UTC, datetime, timedelta
 from functools import partial
+from typing import Any
 
 from apscheduler.job import Job
 from apscheduler.jobstores.base import BaseJobStore, ConflictingIdError, JobLookupError
@@ -119,7 +120,7 @@ def timing_fields(trigger) -> dict:
     timing = trigger.timing if isinstance(trigger, TimingTrigger) else trigger
     match timing:
         case Cron():
-            fields = {"kind": Schedule.Kind.CRON, "cron": timing.expression}
+            fields: dict[str, Any] = {"kind": Schedule.Kind.CRON, "cron": timing.expression}
         case Interval():
             fields = {"kind": Schedule.Kind.INTERVAL, "every": timing.every, "unit": timing.unit}
         case Date():

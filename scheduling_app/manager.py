@@ -40,7 +40,7 @@ class ApsSchedulerManager:
         coalesce: bool = True,
         misfire_grace_time: int | None = 3600,
     ):
-        self.defaults = {
+        self.defaults: dict[str, Any] = {
             "jitter": jitter,
             "max_instances": max_instances,
             "coalesce": coalesce,
@@ -111,7 +111,7 @@ class ApsSchedulerManager:
         self._waiting.pop(job_id, None)
         self._existing(job_id).delete()
 
-    def _register(self, name: str, task: Task | str, timing: Timing, options: Mapping[str, Any]) -> None:
+    def _register(self, name: str, task: Task | str, timing: Timing, options: dict[str, Any]) -> None:
         fields = timing_fields(timing) | _fields(task, self.defaults | options)
         if self.scheduler.running:
             _write(name, fields)

@@ -6,6 +6,7 @@ or stale ones included; their row locks only share the work out.
 
 from collections.abc import Iterable, Sequence
 from datetime import datetime
+from typing import Any
 
 from django.conf import settings
 from django.core.validators import MaxValueValidator, MinValueValidator
@@ -105,6 +106,9 @@ class Schedule(models.Model):
     #: Why it will not fire, where its definition is at fault.
     problem = models.CharField(max_length=500, blank=True, default="", db_default="", editable=False)
 
+    #: The database's time, on rows that came of `changed()` and `due()`.
+    database_now: datetime
+
     objects = ScheduleQuerySet.as_manager()
 
     class Meta:
@@ -138,12 +142,13 @@ class Schedule(models.Model):
 
     def timing(self) -> triggers.Cron | triggers.Interval | triggers.Date:
         """What says when it is due. Raises triggers.TimingError."""
-        bounds = {"timezone": self.timezone, "start_at": self.start_at, "end_at": self.end_at}
+        bounds: dict[str, Any] = {"timezone": self.timezone, "start_at": self.start_at, "end_at": self.end_at}
         if self.kind == self.Kind.CRON:
             return triggers.Cron(self.cron, **bounds)
         if self.kind == self.Kind.INTERVAL:
-            return triggers.Interval(self.every, self.unit, anchor=self.start_at or self.created_at, **bounds)
-        return triggers.Date(self.run_at, timezone=self.timezone)
+            anchor = self.start_at or self.created_at
+            return triggers.Interval(self.every or 0, self.unit, anchor=anchor, **bounds)
+        return triggers.Date(self.run_at, timezone=self.timezone)  # type: ignore[arg-type] there is one, by the CHECK
 
 
 class ScheduleRunQuerySet(models.QuerySet["ScheduleRun"]):

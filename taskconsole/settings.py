@@ -19,10 +19,10 @@ ROOT_URLCONF = "taskconsole.urls"
 WSGI_APPLICATION = "taskconsole.wsgi.application"
 DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
 
-#: Turns Celery Beat on beside the console's own schedules: its tables show in the admin, `manage.py celery beat` uses them.
+#: Shows the tables of Celery Beat in the admin, for a team that still runs `manage.py celery beat`.
 BEAT_ENABLED = env.bool("BEAT_ENABLED", False)
 #: Further Django apps, whose tasks.py is found like this project's own.
-EXTRA_APPS = env.list("EXTRA_APPS", [])
+EXTRA_APPS: list[str] = env.list("EXTRA_APPS", [])
 
 INSTALLED_APPS = [
     "tasks_app",  # before the admin: its templates are the shell of both
@@ -112,7 +112,7 @@ CONTENT_SECURITY_POLICY = {
     }
 }
 
-# Celery. https://docs.celeryq.dev/en/stable/userguide/configuration.html has each setting, here with the prefix CELERY_.
+# Celery's own settings, with the prefix CELERY_: https://docs.celeryq.dev/en/stable/userguide/configuration.html
 REDIS_URL = env.str("REDIS_URL", "redis://127.0.0.1:6379/0")
 CELERY_BROKER_URL = env.str("CELERY_BROKER_URL", REDIS_URL)
 CELERY_RESULT_BACKEND = "tasks_app.backend:RecordBackend"
@@ -123,7 +123,9 @@ CELERY_ACCEPT_CONTENT = CELERY_RESULT_ACCEPT_CONTENT = ["json"]
 CELERY_TASK_DEFAULT_QUEUE = "celery_queue"
 #: Queue of whatever a schedule or Beat fires.
 CRON_QUEUE = "cron_queue"
-CELERY_TASK_QUEUES = {name: {} for name in [CELERY_TASK_DEFAULT_QUEUE, CRON_QUEUE, *env.list("EXTRA_QUEUES", [])]}
+CELERY_TASK_QUEUES: dict[str, dict] = {
+    name: {} for name in [CELERY_TASK_DEFAULT_QUEUE, CRON_QUEUE, *env.list("EXTRA_QUEUES", [])]
+}
 CELERY_TASK_ROUTES = ["tasks_app.outbox.route_scheduled", env.json("TASK_ROUTES", {})]
 #: 0 is the most urgent, 9 the least (kombu's order on Redis).
 CELERY_TASK_DEFAULT_PRIORITY = 5
@@ -132,7 +134,6 @@ CELERY_BROKER_CONNECTION_RETRY_ON_STARTUP = True
 CELERY_BROKER_CONNECTION_MAX_RETRIES = None
 CELERY_BROKER_TRANSPORT_OPTIONS = {
     "priority_steps": list(range(10)),
-    "queue_order_strategy": "priority",
     "socket_connect_timeout": 1,
     "socket_timeout": 5,  # above the worker's blocking pop of one second
     "socket_keepalive": True,

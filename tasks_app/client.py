@@ -96,7 +96,7 @@ class CeleryClient:
         return self.app.AsyncResult(task_id).get(timeout=timeout, propagate=propagate, interval=0.05)
 
     def get_status(self, task_id: str) -> str | None:
-        """A task's state, in Celery's words: PENDING for a later step of an unfinished workflow, None for unknown ids."""
+        """A task's state, in Celery's words; None for an unknown id, PENDING for a later step of a workflow."""
         state = TaskRecord.objects.filter(task_id=task_id).values_list("state", flat=True).first()
         if state is None and TaskRecord.objects.unfinished().filter(options__contains=task_id).exists():
             return states.PENDING

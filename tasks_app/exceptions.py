@@ -1,10 +1,10 @@
 """What the console raises.
 
-    TaskConsoleError
-    ├── UnknownTask        no task of this name is registered
-    ├── TaskNotFound       no task was ever recorded under this id
-    ├── DuplicateTask      a task with this id is recorded already
-    └── InvalidSubmission  arguments or options that could never run; nothing was recorded
+TaskConsoleError
+├── UnknownTask        no task of this name is registered
+├── TaskNotFound       no task was ever recorded under this id
+├── DuplicateTask      a task with this id is recorded already
+└── InvalidSubmission  arguments or options that could never run; nothing was recorded
 """
 
 

@@ -33,6 +33,9 @@ class JSONText(models.TextField):
     message built from the row equals the one built from the call: a datetime stays kombu's marker for one.
     """
 
+    _pyi_private_set_type: Any  # for the type checker
+    _pyi_private_get_type: Any
+
     def from_db_value(self, value, expression, connection):
         return None if value is None else json.loads(value)
 
@@ -94,7 +97,7 @@ class TaskQuerySet(models.QuerySet["TaskRecord"]):
 
     def adopt(self, record: "TaskRecord") -> None:
         """Record a task that was sent past the console (by another producer), where its id is not known yet."""
-        self.bulk_create([record], ignore_conflicts=True)
+        self.bulk_create([record], ignore_conflicts=True)  # type: ignore[list-item]
 
     def mark_published(self, messages: Iterable[tuple[str, int]]) -> int:
         """Take (task_id, gen) pairs off the relay's queue; what was claimed or moved on meanwhile stays as it is."""
@@ -117,10 +120,12 @@ class TaskQuerySet(models.QuerySet["TaskRecord"]):
             cursor.execute(_REVOKE.format(rows=sql), [reason, *params])
             return [row[0] for row in cursor.fetchall()]
 
-    def mark_retry(self, task_id: str, gen: int, next_run: "TaskRecord | None", exc_type: str, exc_message: str, traceback: str):
+    def mark_retry(
+        self, task_id: str, gen: int, next_run: "TaskRecord | None", exc_type: str, exc_message: str, traceback: str
+    ):
         """End a run that is to be repeated: its history is kept, and the task waits again, as `next_run` says.
 
-        Without `next_run` it waits as it did before. Returns the row as it now is, or None where the run was closed by someone else.
+        Without `next_run` it waits as it did before. Returns the row as it now is; None where the run was closed.
         """
         with transaction.atomic():
             record = self.select_for_update().filter(task_id=task_id, gen=gen, state=states.STARTED).first()
@@ -151,12 +156,16 @@ class TaskQuerySet(models.QuerySet["TaskRecord"]):
 
     def mark_unpublishable(self, record: "TaskRecord", error: Exception) -> int:
         """End a task of which no message can be made."""
-        return self.waiting().filter(pk=record.pk, gen=record.gen).update(
-            state=states.FAILURE,
-            publish_at=None,
-            finished_at=Now(),
-            exc_type=type(error).__name__,
-            exc_message=printable(f"No message can be made of it: {error}"),
+        return (
+            self.waiting()
+            .filter(pk=record.pk, gen=record.gen)
+            .update(
+                state=states.FAILURE,
+                publish_at=None,
+                finished_at=Now(),
+                exc_type=type(error).__name__,
+                exc_message=printable(f"No message can be made of it: {error}"),
+            )
         )
 
     def mark_dropped(self, task_id: str, gen: int, state: str) -> int:

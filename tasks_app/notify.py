@@ -2,11 +2,11 @@
 
 import select
 import socket
+from contextlib import suppress
 
 import psycopg
 from django.db import DatabaseError, connection
 from psycopg import sql
-
 
 #: Wakes the relay (maintenance.Relay): a row has a new time to be published.
 DUE_CHANNEL = "tasks_due"
@@ -50,10 +50,8 @@ class Listener:
         return bool(ready)
 
     def wake(self) -> None:
-        try:
+        with suppress(BlockingIOError):  # enough wake-ups wait already
             self._waker.send(b".")
-        except BlockingIOError:
-            pass  # enough wake-ups wait already
 
     def close(self) -> None:
         self._disconnect()

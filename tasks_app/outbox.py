@@ -1,8 +1,8 @@
 """The one door out: whoever sends a task, its record is written first, and its message goes out on commit.
 
-`Task.delay`, `apply_async`, `retry`, every canvas, Celery Beat and `CeleryClient` end in `Celery.send_task`; the subclass
-here overrides it. A message is a hint that there may be a row to run, so publishing may fail, or happen twice: what was
-not marked as published is published by the relay (maintenance.Relay), and the claim drops what came double.
+`Task.delay`, `apply_async`, `retry`, every canvas, Celery Beat and `CeleryClient` end in `Celery.send_task`, which the
+subclass here overrides. A message is a hint that there may be a row to run, so publishing may fail, or happen twice:
+what was not marked as published is published by the relay (maintenance.Relay), and the claim drops what came double.
 
 A project's Celery app is made before Django's apps are loaded, so the model is imported where it is used.
 """
@@ -45,7 +45,8 @@ logger = logging.getLogger(__name__)
 GEN_HEADER = "gen"
 #: Options that are part of the message; the others tell how to send it.
 _IN_MESSAGE = (
-    "group_index", "chord", "time_limit", "soft_time_limit", "shadow", "chain", "ignore_result", "replaced_task_nesting",
+    "group_index", "chord", "time_limit", "soft_time_limit", "shadow", "chain", "ignore_result",
+    "replaced_task_nesting",
 )  # fmt: skip
 
 
@@ -235,10 +236,10 @@ class _Marker:
     GATHER, IDLE = 0.02, 5
 
     def __init__(self):
-        self._start_lock = threading.Lock()
         self.reset()
 
     def reset(self) -> None:
+        self._start_lock = threading.Lock()
         self._queue: queue.SimpleQueue[tuple[str, int]] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
 
@@ -275,7 +276,7 @@ class _Marker:
             self.flush()
 
     def _drain(self, limit: int = 5000) -> list[tuple[str, int]]:
-        batch = []
+        batch: list[tuple[str, int]] = []
         while len(batch) < limit:
             try:
                 batch.append(self._queue.get_nowait())

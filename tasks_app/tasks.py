@@ -23,7 +23,12 @@ async def handle_number_sum(*numbers: Number | Iterable[Number]) -> Number:
 
 
 @shared_task(
-    name="number_sum", autoretry_for=(Exception,), retry_backoff=True, retry_backoff_max=60, retry_jitter=True, max_retries=3
+    name="number_sum",
+    autoretry_for=(Exception,),
+    retry_backoff=True,
+    retry_backoff_max=60,
+    retry_jitter=True,
+    max_retries=3,
 )
 async def number_sum(*numbers):
     """Add numbers up. The smallest task there is, to try a set-up with."""
@@ -68,12 +73,12 @@ def http_request(
 def _connect(scheme: str, host: str, port: int | None, timeout: float) -> http.client.HTTPConnection:
     """A connection to the very address that was checked: a name that resolves anew could point elsewhere by then."""
     port = port or {"http": 80, "https": 443}[scheme]
-    address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][4]
-    if not settings.HTTP_REQUEST_ALLOW_PRIVATE and not _is_public(address[0]):
-        raise ValueError(f"{host} is {address[0]}, not a public address; HTTP_REQUEST_ALLOW_PRIVATE would allow it.")
+    address = str(socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][4][0])
+    if not settings.HTTP_REQUEST_ALLOW_PRIVATE and not _is_public(address):
+        raise ValueError(f"{host} is {address}, not a public address; HTTP_REQUEST_ALLOW_PRIVATE would allow it.")
     cls = {"http": http.client.HTTPConnection, "https": http.client.HTTPSConnection}[scheme]
     connection = cls(host, port, timeout=timeout)
-    connection._create_connection = lambda _, *args: socket.create_connection(address[:2], *args)  # type: ignore[attr-defined]
+    connection._create_connection = lambda _, *args: socket.create_connection((address, port), *args)  # type: ignore
     return connection
 
 

@@ -8,7 +8,13 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
 from celery import current_app
-from celery.signals import worker_process_init, worker_process_shutdown, worker_ready, worker_shutting_down
+from celery.signals import (
+    worker_init,
+    worker_process_init,
+    worker_process_shutdown,
+    worker_ready,
+    worker_shutting_down,
+)
 from django.db import DatabaseError, connection, connections
 from kombu.exceptions import OperationalError
 
@@ -36,7 +42,12 @@ def register_worker_hooks(on_startup: Hook | None = None, on_shutdown: Hook | No
             hooks.append(hook)
 
 
-@worker_process_init.connect
+@worker_init.connect
+def prepare_children(**_) -> None:
+    # Not sooner: Celery's Django fixup, which throws inherited connections away, has to come first in each child.
+    worker_process_init.connect(start_child)
+
+
 def start_child(**_) -> None:
     open_database()
     open_broker()

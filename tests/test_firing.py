@@ -7,7 +7,7 @@ from celery import current_app as app
 from django.utils import timezone
 
 from scheduling_app import firing
-from scheduling_app.models import Schedule, ScheduleRun
+from scheduling_app.models import Schedule
 from tasks_app.models import TaskRecord
 
 pytestmark = pytest.mark.django_db

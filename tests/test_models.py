@@ -114,7 +114,8 @@ def test_postgres_refuses_a_state_that_cannot_be(fields):
 def test_each_index_is_used_by_the_query_that_it_is_for(queryset, index):
     with connection.cursor() as cursor:
         cursor.execute(
-            "INSERT INTO tasks_app_taskrecord (task_id, name, args, kwargs, options, queue, root_id, state, finished_at) "
+            "INSERT INTO tasks_app_taskrecord "
+            "(task_id, name, args, kwargs, options, queue, root_id, state, finished_at) "
             "SELECT n, 'sample.' || n % 50, '[]', '{}', '{}', 'q', n, 'SUCCESS', now() FROM generate_series(1, 20000) n"
         )
         cursor.execute("ANALYZE tasks_app_taskrecord")

@@ -155,7 +155,7 @@ def test_a_second_task_with_the_same_id_is_refused(published):
 
 
 def test_an_unknown_task_is_refused_with_a_near_name():
-    with pytest.raises(UnknownTask, match="sample.echo"):
+    with pytest.raises(UnknownTask, match=r"sample\.echo"):
         CeleryClient().submit("sample.ecco")
 
 

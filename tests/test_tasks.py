@@ -77,7 +77,7 @@ def test_a_redirect_is_an_answer_and_is_not_followed(server, settings):
 
 def test_an_error_status_is_a_failure_that_shows_the_body(server, settings):
     settings.HTTP_REQUEST_ALLOW_PRIVATE = True
-    with pytest.raises(Exception, match="500 .*größe"):
+    with pytest.raises(Exception, match=r"500 .*größe"):
         http_request("GET", f"{server.url}/broken")
 
 

@@ -11,7 +11,9 @@ from tests.sample.tasks import LEDGER
 def committed(django_db_setup, django_db_blocker):
     """The test database, for real: what a test writes is committed, and stays. Child processes use it too."""
     with django_db_blocker.unblock():
-        os.environ["DATABASE_URL"] = os.environ["DATABASE_URL"].rpartition("/")[0] + f"/{connection.settings_dict['NAME']}"
+        os.environ["DATABASE_URL"] = (
+            os.environ["DATABASE_URL"].rpartition("/")[0] + f"/{connection.settings_dict['NAME']}"
+        )
         with connection.cursor() as cursor:
             cursor.execute(LEDGER)
         yield

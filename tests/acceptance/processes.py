@@ -29,7 +29,7 @@ class Manage:
     def __init__(self, *arguments: str, **environment: str):
         self.arguments = arguments
         self.environment = {**os.environ, **environment}
-        self.output = tempfile.NamedTemporaryFile("w+b", prefix="taskconsole-", suffix=".log")
+        self.output = tempfile.NamedTemporaryFile("w+b", prefix="taskconsole-", suffix=".log")  # noqa: SIM115
 
     def __enter__(self) -> "Manage":
         self.process = subprocess.Popen(

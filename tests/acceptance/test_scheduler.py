@@ -1,7 +1,9 @@
 """Real `runscheduler` processes: each due time fires once, edits are seen, nothing is lost to a kill."""
 
+import os
 import time
 from datetime import timedelta
+from itertools import pairwise
 from uuid import uuid4
 
 import pytest
@@ -45,9 +47,7 @@ def next_is_planned(schedule: Schedule):
 
 
 def assert_each_second_once(times: list) -> None:
-    assert [later - earlier for earlier, later in zip(times, times[1:], strict=False)] == [timedelta(seconds=1)] * (
-        len(times) - 1
-    )
+    assert {later - earlier for earlier, later in pairwise(times)} == {timedelta(seconds=1)}
 
 
 def test_each_due_time_fires_once_with_two_schedulers_running(schedule):
@@ -169,8 +169,6 @@ def test_it_outlives_the_loss_of_its_connections(schedule, scheduler):
     ],
 )
 def test_it_says_in_one_line_what_it_waits_for(committed, url, says):
-    import os
-
     url = url.format(server=os.environ["DATABASE_URL"].rpartition("/")[0])
     with Manage("runscheduler", DATABASE_URL=url) as process:
         process.wait_for(says)

@@ -82,14 +82,18 @@ def test_number_sum_takes_numbers_and_lists_and_works_in_each_canvas():
 
 def test_a_failed_header_fails_the_chords_body_without_running_it(executions):
     tag = str(uuid4())
-    chord = client.chord([("number_sum", [1, 1]), ("sample.fail", ["x"])], app.signature("sample.count", [tag], immutable=True))
+    chord = client.chord(
+        [("number_sum", [1, 1]), ("sample.fail", ["x"])], app.signature("sample.count", [tag], immutable=True)
+    )
     record = finished(chord)
     assert (record.state, record.exc_type) == ("FAILURE", "ChordError")
     assert executions(tag) == 0
 
 
 def test_a_failed_step_ends_its_chain_visibly():
-    chain = client.chain(("number_sum", [1, 1]), app.signature("sample.fail", ["x"], immutable=True), ("number_sum", [5]))
+    chain = client.chain(
+        ("number_sum", [1, 1]), app.signature("sample.fail", ["x"], immutable=True), ("number_sum", [5])
+    )
     assert finished(chain).state == "FAILURE"
     assert finished(chain.parent).exc_message == "x"
 
@@ -207,7 +211,11 @@ def test_a_task_of_a_foreign_producer_is_adopted():
         sent = foreign.send_task("sample.echo", ["hello"], queue="celery_queue")
     finished(sent)
     assert client.get_result(sent.id, timeout=10) == "hello"
-    assert (record_of(sent).state, record_of(sent).args, record_of(sent).queue) == ("SUCCESS", ["hello"], "celery_queue")
+    assert (record_of(sent).state, record_of(sent).args, record_of(sent).queue) == (
+        "SUCCESS",
+        ["hello"],
+        "celery_queue",
+    )
 
 
 def test_a_task_that_no_worker_knows_fails_visibly():

@@ -6,7 +6,9 @@ from celery import shared_task
 from celery.exceptions import Ignore, Reject
 from django.db import connection
 
-LEDGER = "CREATE TABLE IF NOT EXISTS ledger (id bigserial PRIMARY KEY, tag text, pid int, at timestamptz DEFAULT clock_timestamp())"
+from tasks_app.workers import register_worker_hooks
+
+LEDGER = "CREATE TABLE IF NOT EXISTS ledger (tag text, pid int, at timestamptz DEFAULT clock_timestamp())"
 
 
 @shared_task(name="sample.echo")
@@ -69,3 +71,19 @@ def rejected():
 @shared_task(name="sample.time_limited", time_limit=1)
 def time_limited():
     time.sleep(60)
+
+
+@shared_task(name="sample.pid")
+def pid():
+    return os.getpid()
+
+
+async def child_started():
+    print("sample hook: child started", flush=True)
+
+
+def child_ended():
+    print("sample hook: child ended", flush=True)
+
+
+register_worker_hooks(on_startup=child_started, on_shutdown=child_ended)

@@ -1,0 +1,257 @@
+"""The form of a schedule: what could not run is refused, with the field named and nothing stored."""
+
+import json
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+from celery import current_app
+from django.utils import timezone
+
+from scheduling_app.forms import ScheduleForm, TimingForm
+from scheduling_app.models import Schedule
+
+pytestmark = pytest.mark.django_db
+
+VECTORS = json.loads((Path(__file__).parent / "data/cron_vectors.json").read_text())
+
+
+def filled(**changes) -> dict:
+    """What a browser sends for a valid schedule."""
+    return {
+        "name": "Nightly", "task": "sample.echo", "args": '["hello"]', "kwargs": "{}", "enabled": "on", "kind": "cron",
+        "cron": "0 3 * * *", "unit": "minutes", "timezone": "UTC", "jitter": "0", "catch_up": "latest",
+        "misfire_grace_time": "3600",
+    } | changes  # fmt: skip
+
+
+def errors(schedule: Schedule | None = None, **changes) -> dict[str, list[str]]:
+    return ScheduleForm(filled(**changes), instance=schedule).errors
+
+
+def saved(schedule: Schedule | None = None, **changes) -> Schedule:
+    form = ScheduleForm(filled(**changes), instance=schedule)
+    assert form.is_valid(), form.errors
+    return Schedule.objects.get(pk=form.save().pk)
+
+
+def edited(schedule: Schedule, **changes) -> Schedule:
+    """The form opened and sent back, with these changes."""
+    form = ScheduleForm(instance=schedule)
+    shown = {name: form[name].value() for name in form.fields}
+    sent = {name: value.isoformat() if isinstance(value, datetime) else value for name, value in shown.items()}
+    return saved(schedule, **{name: value for name, value in sent.items() if value not in (None, False)} | changes)
+
+
+def test_a_valid_form_is_stored_as_typed():
+    schedule = saved(name="Nächtlicher Lauf ☾", args='[["北京", 1.5]]', priority="0", queue="cron_queue")
+    assert (schedule.name, schedule.args, schedule.kwargs) == ("Nächtlicher Lauf ☾", [["北京", 1.5]], {})
+    assert (schedule.priority, schedule.queue, schedule.cron) == (0, "cron_queue", "0 3 * * *")
+
+
+@pytest.mark.parametrize("expression", [each["expr"] for each in VECTORS["invalid"]])
+def test_an_invalid_expression_is_refused_at_the_cron_field(expression):
+    assert list(errors(cron=expression)) == ["cron"]
+
+
+@pytest.mark.parametrize("expression", sorted({each["expr"] for each in VECTORS["vectors"]}))
+def test_a_valid_expression_is_taken(expression):
+    assert errors(cron=expression) == {}
+
+
+def test_the_error_names_the_part_of_the_expression():
+    assert errors(cron="60 * * * *")["cron"] == ["minute: 60 is not between 0 and 59"]
+    assert "day of month" in errors(cron="0 0 30 2 *")["cron"][0]
+
+
+@pytest.mark.parametrize(
+    ("args", "says"),
+    [
+        ("{'a': 1}", "line 1, column 2: text stands in double quotes"),
+        ("[1,2", "line 1, column 5: expecting ',' delimiter, but it ends here"),
+        ('[\n "a",\n tru]', "line 3, column 2"),
+        ('{"a": 1}', "Write a JSON list"),
+        ("NaN", "line 1, column 1: NaN is no JSON"),
+        ('["NaN", -Infinity]', "line 1, column 9: -Infinity is no JSON"),
+        ("[True]", "line 1, column 2: write true, not True"),
+        ("[1] [2]", "line 1, column 5"),
+        ("[1e999]", "too large"),
+        (f"[{'9' * 5000}]", "too long"),
+        ("[" * 100_000, "line 1, column 51: nested more than 50 deep"),
+        (f'["{"x" * 600_000}"]', "at most 500000 characters"),
+        ('["\x00"]', "Null characters"),
+    ],
+)
+def test_arguments_that_are_no_list_are_refused_with_the_position(args, says):
+    found = errors(args=args)
+    assert list(found) == ["args"]
+    assert says in found["args"][0]
+
+
+def test_keyword_arguments_must_be_an_object():
+    assert "Write a JSON object" in errors(kwargs="[1]")["kwargs"][0]
+    assert "not null" in errors(kwargs="null")["kwargs"][0]
+
+
+def test_braces_within_a_text_do_not_count_as_nesting():
+    text = "[{" * 200 + '\\" NaN'
+    assert saved(args=f'["{text}"]').args == ["[{" * 200 + '" NaN']
+
+
+@pytest.mark.parametrize(
+    ("changes", "field", "says"),
+    [
+        ({"args": "[]"}, "args", "Missing a required argument: 'value': sample.echo takes (value)."),
+        ({"args": "[1, 2]"}, "args", "Too many positional arguments"),
+        ({"kwargs": '{"value": 1}'}, "kwargs", "Multiple values for argument 'value'"),
+        ({"args": "[]", "kwargs": '{"valeu": 1}'}, "args", "Missing a required argument: 'value'"),
+        ({"kwargs": '{"more": 1}'}, "kwargs", "Got an unexpected keyword argument 'more'"),
+        ({"task": "sample.flaky", "args": "[1, 2, 3]"}, "args", "sample.flaky takes (failures, delay=0.1)."),
+    ],
+)
+def test_arguments_must_fit_the_task(changes, field, says):
+    found = errors(**changes)
+    assert list(found) == [field]
+    assert says in found[field][0]
+
+
+def test_a_task_without_typing_takes_anything(monkeypatch):
+    monkeypatch.setattr(current_app.tasks["sample.echo"], "typing", False)
+    assert errors(args="[1, 2, 3]") == {}
+
+
+def test_only_registered_tasks_are_offered_sorted_and_with_what_they_take():
+    choices = dict(ScheduleForm().fields["task"].choices)
+    names = [name for name in choices if name]
+    assert names == sorted(names)
+    assert choices["sample.flaky"] == "sample.flaky(failures, delay=0.1)"
+    assert not any(name.startswith("celery.") for name in names)
+    assert list(errors(task="no.such.task")) == ["task"]
+
+
+def test_a_task_that_is_gone_stays_with_a_warning():
+    schedule = Schedule.objects.create(name="old", task="gone.task", args=[1], cron="0 3 * * *")
+    form = ScheduleForm(instance=schedule)
+    assert "gone.task is registered now" in form.fields["task"].help_text
+    assert edited(schedule, cron="0 4 * * *").task == "gone.task"
+
+
+@pytest.mark.parametrize("name", ["x" * 201, "x" * 1000, "   ", "", "a\x00b"])
+def test_a_name_must_be_one(name):
+    assert list(errors(name=name)) == ["name"]
+
+
+def test_names_are_unique_and_may_be_200_long():
+    saved(name="x" * 200)
+    assert "already exists" in errors(name="x" * 200)["name"][0]
+
+
+@pytest.mark.parametrize(
+    "field", ["description", "task", "kwargs", "queue", "kind", "cron", "timezone", "catch_up", "unit"]
+)
+def test_nul_is_refused_in_every_text(field):
+    assert field in errors(**{"kind": "interval" if field == "unit" else "cron", "every": "1"} | {field: "a\x00b"})
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("priority", "-1"), ("priority", "10"), ("priority", "high"), ("queue", "no-such-queue"), ("jitter", "-1"),
+        ("jitter", "86401"), ("misfire_grace_time", "0"), ("misfire_grace_time", "99999999999"), ("max_instances", "0"),
+        ("max_instances", "99999"), ("expires_after", "0"), ("catch_up", "sometimes"), ("timezone", "Europe/Berln"),
+        ("timezone", "../../etc/passwd"), ("timezone", ""), ("kind", "monthly"),
+    ],
+)  # fmt: skip
+def test_what_is_out_of_range_is_refused_at_its_field(field, value):
+    assert list(errors(**{field: value})) == [field]
+
+
+def test_a_misspelt_zone_is_answered_with_a_near_one():
+    assert "Europe/Berlin" in errors(timezone="Europe/Berln")["timezone"][0]
+
+
+@pytest.mark.parametrize(
+    ("changes", "field"),
+    [
+        ({"kind": "cron", "cron": ""}, "cron"),
+        ({"kind": "interval", "every": ""}, "every"),
+        ({"kind": "interval", "every": "0"}, "every"),
+        ({"kind": "interval", "every": "99999999999"}, "every"),
+        ({"kind": "interval", "every": "1000", "unit": "weeks"}, "every"),
+        ({"kind": "interval", "every": "5", "unit": ""}, "unit"),
+        ({"kind": "date", "run_at": ""}, "run_at"),
+        ({"kind": "date", "run_at": "tomorrow"}, "run_at"),
+        ({"kind": "date", "run_at": "0001-01-01T00:00"}, "run_at"),
+        ({"kind": "date", "run_at": "9999-12-31T23:59"}, "run_at"),
+        ({"start_at": "2031-01-02T00:00", "end_at": "2031-01-01T00:00"}, "end_at"),
+        ({"end_at": "2021-01-01T00:00"}, "end_at"),
+    ],
+)
+def test_each_kind_says_what_it_lacks(changes, field):
+    assert list(errors(**changes)) == [field]
+
+
+def test_the_fields_of_other_kinds_are_cleared_whatever_they_hold():
+    schedule = saved(kind="interval", every="5", cron="nonsense", run_at="never")
+    assert (schedule.cron, schedule.every, schedule.unit, schedule.run_at) == ("", 5, "minutes", None)
+    schedule = edited(schedule, kind="date", run_at="2031-01-01T00:00", every="x", start_at="x", end_at="x")
+    assert (schedule.every, schedule.start_at, schedule.end_at) == (None, None, None)
+
+
+def test_a_date_in_the_past_is_refused_unless_it_was_there():
+    past = timezone.now() - timedelta(minutes=10)
+    assert errors(kind="date", run_at=past.isoformat()) == {"run_at": ["past: it would not run"]}
+    done = Schedule.objects.create(name="done", task="sample.echo", args=[1], kind="date", run_at=past)
+    assert edited(done, description="It was fired.").run_at == past
+
+
+def test_times_are_those_of_the_schedules_own_zone():
+    schedule = saved(kind="date", run_at="2031-07-01T09:00", timezone="Asia/Shanghai")
+    assert schedule.run_at == datetime(2031, 7, 1, 1, tzinfo=UTC)
+    assert "2031-07-01T09:00:00" in str(ScheduleForm(instance=schedule)["run_at"])
+    assert edited(schedule, timezone="UTC").run_at == datetime(2031, 7, 1, 9, tzinfo=UTC)
+
+
+def test_a_time_sent_with_an_offset_keeps_it():
+    schedule = saved(kind="date", run_at="2031-07-01T09:00:00+02:00", timezone="Asia/Shanghai")
+    assert schedule.run_at == datetime(2031, 7, 1, 7, tzinfo=UTC)
+
+
+def test_a_time_that_the_clocks_skip_is_refused():
+    found = errors(kind="date", run_at="2031-03-30T02:30", timezone="Europe/Berlin")
+    assert "02:30 does not exist on that day in Europe/Berlin" in found["run_at"][0]
+
+
+def test_an_edit_of_something_else_leaves_times_exact():
+    second_pass = datetime(2031, 10, 26, 1, 30, 0, 123456, tzinfo=UTC)
+    schedule = Schedule.objects.create(
+        name="exact", task="sample.echo", args=[1], kind="date", run_at=second_pass, timezone="Europe/Berlin"
+    )
+    assert edited(schedule, description="changed").run_at == second_pass
+
+
+def test_an_edited_schedule_is_found_unchanged_by_the_database():
+    """No trigger fires: neither its next time nor its anchor moves."""
+    schedule = saved(kind="interval", every="90")
+    Schedule.objects.filter(pk=schedule.pk).update(changed_at=None)
+    assert edited(schedule, args='["other"]').changed_at is None
+    assert edited(schedule, every="91").changed_at is not None
+
+
+def test_surrogates_and_nul_in_stored_arguments_survive_an_edit():
+    schedule = Schedule.objects.create(name="odd", task="sample.echo", args=["\ud800\x00☾"], cron="0 3 * * *")
+    text = ScheduleForm(instance=schedule)["args"].value()
+    assert text == '["\\ud800\\u0000☾"]'
+    assert edited(schedule, description="x").args == ["\ud800\x00☾"]
+
+
+def test_an_interval_counts_from_the_schedules_creation():
+    schedule = saved(kind="interval", every="7", unit="hours")
+    form = TimingForm(filled(kind="interval", every="7", unit="hours"), instance=schedule)
+    assert form.is_valid()
+    assert form.timing == schedule.timing()
+
+
+def test_true_is_not_one():
+    schedule = saved(args="[1]")
+    assert ScheduleForm(filled(args="[true]"), instance=schedule).changed_data == ["args"]
