@@ -86,7 +86,6 @@ USE_I18N = False
 USE_TZ = True
 TIME_ZONE = env.str("TIME_ZONE", "UTC")
 STATIC_URL = "static/"
-STATIC_ROOT = BASE_DIR / "staticfiles"
 STATICFILES_DIRS = [BASE_DIR / "static"] if (BASE_DIR / "static").is_dir() else []
 # Served straight from the apps' folders: nothing to collect, nothing to forget at a deploy.
 WHITENOISE_USE_FINDERS = True

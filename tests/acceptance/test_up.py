@@ -105,11 +105,13 @@ def is_alive(process, words=""):
 def started():
     directory = Path(tempfile.mkdtemp(prefix="taskconsole-up-"))
     directory.chmod(0o755)  # for the account that runs the servers when the tests run as root
-    console = Console(directory).start()
-    password = re.search(r"password:\s+(\S+)", console.output.read_text())[1]
-    yield console, password
-    console.stop()
-    shutil.rmtree(directory)
+    console = Console(directory)
+    try:
+        console.start()
+        yield console, re.search(r"password:\s+(\S+)", console.output.read_text())[1]
+    finally:
+        console.stop()
+        shutil.rmtree(directory)
 
 
 @pytest.fixture
