@@ -1,5 +1,6 @@
 """The moves of a task's state: each wins only where its guard holds."""
 
+import threading
 from datetime import timedelta
 
 import pytest
@@ -8,6 +9,7 @@ from django.utils import timezone
 
 from tasks_app import states
 from tasks_app.models import TaskRecord, printable
+from tests.acceptance.processes import eventually
 
 pytestmark = pytest.mark.django_db
 objects = TaskRecord.objects
@@ -124,3 +126,28 @@ def test_each_index_is_used_by_the_query_that_it_is_for(queryset, index):
 
 def test_text_that_postgres_cannot_hold_is_escaped():
     assert printable("a\x00b\ud800ü") == "a\\x00b\\ud800ü"
+
+
+@pytest.mark.django_db(transaction=True)
+def test_a_claim_that_commits_first_wins_over_a_revoke_that_waits_for_it():
+    insert()
+    revoked: list = []
+
+    def revoke():
+        revoked.extend(objects.all().mark_revoked("late"))
+        connection.close()
+
+    thread = threading.Thread(target=revoke)
+    with transaction.atomic():
+        claim()
+        thread.start()
+        eventually(waits_for_a_lock, what="the revoke waits for the row")
+    thread.join()
+    assert revoked == []
+    assert objects.get().state == states.STARTED
+
+
+def waits_for_a_lock() -> bool:
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT count(*) FROM pg_locks WHERE NOT granted")
+        return cursor.fetchone()[0] > 0
