@@ -16,6 +16,7 @@ from django.utils.html import format_html
 
 from scheduling_app.fields import ArgumentsField, WallTimeField
 from scheduling_app.models import Schedule, default_timezone
+from scheduling_app.outlook import STATE_WORDS, Preview, upcoming
 from scheduling_app.triggers import Cron, Timing, TimingError
 
 Kind = Schedule.Kind
@@ -31,6 +32,8 @@ KINDS_OF = {
     "end_at": [Kind.CRON, Kind.INTERVAL],
 }
 CLEARED = {"cron": "", "unit": Schedule.Unit.MINUTES}
+#: How many coming times are previewed.
+PREVIEWED = 10
 #: Seconds in a day: more jitter than that is a mistake.
 MOST_JITTER = 86_400
 
@@ -82,6 +85,22 @@ class TimingForm(forms.ModelForm):
     @property
     def timing_changed(self) -> bool:
         return self.instance.pk is None or not set(TIMING).isdisjoint(self.changed_data)
+
+    def preview(self) -> Preview:
+        """The coming times of what the form now says, or of what it was opened with."""
+        key, errors, jitter = self.instance.pk, self.errors, self.instance.jitter
+        timing = self.timing
+        if self.is_bound:
+            jitter = self.cleaned_data.get("jitter", 0)
+        elif key:
+            try:
+                timing = self.instance.timing()
+            except TimingError as error:
+                errors = {error.field: [str(error)]}
+        if timing is None:
+            named = [name for name in (*TIMING, "jitter") if name in errors]
+            return Preview(complaints=[(self[name].label, said) for name in named for said in errors[name]])
+        return Preview(timing, upcoming(timing, self.now, PREVIEWED, key=key, jitter=jitter), jitter)
 
     def clean_jitter(self) -> int:
         return self.cleaned_data["jitter"] or 0
@@ -258,3 +277,18 @@ def _wall(moment: datetime, zone: str) -> datetime:
         return moment.astimezone(_zone(zone)).replace(tzinfo=None, microsecond=0)
     except TimingError:  # written by SQL; the form says so at the field
         return moment.replace(tzinfo=None, microsecond=0)
+
+
+class ScheduleFilter(forms.Form):
+    """What of the list is asked for, in its address: text, state, and the name that the page starts after or before."""
+
+    q = forms.CharField(required=False, max_length=200)
+    state = forms.ChoiceField(required=False, choices=STATE_WORDS.items())
+    after = forms.CharField(required=False, max_length=200, strip=False)
+    before = forms.CharField(required=False, max_length=200, strip=False)
+
+
+class RunFilter(forms.Form):
+    """Which of a schedule's runs are asked for: those due before a time."""
+
+    before = forms.DateTimeField(required=False)

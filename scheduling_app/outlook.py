@@ -3,16 +3,25 @@
 The coming times are those that fire: from the timing that schedulers go by, with the jitter that they add.
 """
 
+import json
+from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
+from functools import cached_property
+from typing import Self
 
+from django.conf import settings
 from django.contrib.postgres.expressions import ArraySubquery
 from django.db.models import F, OuterRef, Q, QuerySet
 from django.db.models.functions import JSONObject
 
 from scheduling_app.models import Schedule, ScheduleRun
 from scheduling_app.triggers import PreviewTime, Timing, TimingError, jittered, preview
+from tasks_app.models import printable
 
+_RUN = ("scheduled_for", "fired_at", "outcome", "reason", "detail", "record_id", "record__state")
+#: Characters of a schedule's arguments that are shown on its page; the form has all of them.
+SHOWN = 2000
 #: How many of the last outcomes are shown beside a schedule.
 LAST = 10
 
@@ -25,30 +34,108 @@ STATES = {
     PLANNING: Q(problem="", enabled=True, changed_at__isnull=False),
     PROBLEM: ~Q(problem=""),
 }
+OUTCOME_WORDS = {
+    "SUCCESS": "succeeded",
+    "FAILURE": "failed",
+    "STARTED": "running",
+    "RETRY": "retrying",
+    "PENDING": "waiting",
+    "SKIPPED": "not run",
+    "FIRED": "fired",
+}
 STATE_WORDS = {ON: "on", PAUSED: "paused", FINISHED: "finished", PLANNING: "being planned", PROBLEM: "problem"}
 
 
-def state_of(schedule: Schedule) -> str:
-    if schedule.problem:
-        return PROBLEM
-    if not schedule.enabled:
-        return PAUSED
-    if schedule.changed_at:
-        return PLANNING
-    return ON if schedule.next_fire_at else FINISHED
+@dataclass(frozen=True)
+class Mark:
+    """What became of one due time."""
+
+    scheduled_for: datetime
+    fired_at: datetime
+    #: The state of its task; "SKIPPED" where none was made, "FIRED" where its record has been deleted.
+    state: str
+    reason: str
+    detail: str
+    task_id: str | None
+
+    @classmethod
+    def of(cls, run: dict) -> Self:
+        """From the fields in _RUN, from JSON or not."""
+        skipped = run["outcome"] == ScheduleRun.Outcome.SKIPPED
+        return cls(
+            *(_moment(run[name]) for name in ("scheduled_for", "fired_at")),
+            state="SKIPPED" if skipped else run["record__state"] or "FIRED",
+            reason=ScheduleRun.Reason(run["reason"]).label,
+            detail=run["detail"],
+            task_id=run["record_id"],
+        )
+
+    @property
+    def word(self) -> str:
+        return OUTCOME_WORDS.get(self.state, self.state.lower())
+
+    @property
+    def late(self) -> timedelta:
+        return self.fired_at - self.scheduled_for
 
 
-def words(schedule: Schedule) -> str:
-    """Its timing in a few words; as it was written, where it is at fault."""
-    try:
-        return schedule.timing().describe()
-    except TimingError:
-        return schedule.cron or f"every {schedule.every} {schedule.unit}"
+class Outlook:
+    """A schedule from `with_last_runs`, and what a page says about it."""
+
+    def __init__(self, schedule: Schedule):
+        self.schedule = schedule
+
+    @property
+    def state(self) -> str:
+        schedule = self.schedule
+        if schedule.problem:
+            return PROBLEM
+        if not schedule.enabled:
+            return PAUSED
+        if schedule.changed_at:
+            return PLANNING
+        return ON if schedule.next_fire_at else FINISHED
+
+    @property
+    def state_word(self) -> str:
+        return STATE_WORDS[self.state]
+
+    @cached_property
+    def words(self) -> str:
+        """Its timing in a few words; as it was written, where it is at fault."""
+        schedule = self.schedule
+        try:
+            return schedule.timing().describe()
+        except TimingError:
+            return schedule.cron or f"every {schedule.every} {schedule.unit}"
+
+    @property
+    def arguments(self) -> list[tuple[str, str, int]]:
+        """What its task is given: a name, the JSON, and how many characters of that were cut off."""
+        given = {"Arguments": self.schedule.args, "Keyword arguments": self.schedule.kwargs}
+        texts = {
+            name: printable(json.dumps(value, ensure_ascii=False, indent=1)) for name, value in given.items() if value
+        }
+        return [(name, text[:SHOWN], max(len(text) - SHOWN, 0)) for name, text in texts.items()]
+
+    @property
+    def next_run_at(self) -> datetime | None:
+        return self.schedule.next_fire_at if self.state == ON else None
+
+    @property
+    def last_run_at(self) -> datetime | None:
+        """When it was last acted on, by hand or by a scheduler."""
+        return max((mark.fired_at for mark in self.marks), default=self.schedule.last_fire_at)
+
+    @cached_property
+    def marks(self) -> list["Mark"]:
+        """Its last outcomes, the oldest first."""
+        return [Mark.of(run) for run in reversed(self.schedule.last_runs)]
 
 
 @dataclass(frozen=True)
 class Upcoming:
-    """A coming time: when it is due, what the clocks do to it, and when jitter lets it start (None: not known)."""
+    """A coming time: when it is due, what the clocks do to it, and where jitter puts its start (None: not known)."""
 
     due: PreviewTime
     starts_at: datetime | None
@@ -57,23 +144,41 @@ class Upcoming:
 def upcoming(timing: Timing, now: datetime, count: int, *, key: int | None, jitter: int = 0) -> list[Upcoming]:
     """The next `count` times after `now`; `key` is the schedule's primary key, None before it has one."""
     times = preview(timing, now, count + 1)
-    following = [time.at for time in times[1:]] + [None]
-    return [
-        Upcoming(time, jittered(key, time.at, jitter, after) if key is not None else None)
-        for time, after in list(zip(times, following, strict=True))[:count]
+    following = [*(time.at for time in times[1:]), None][: len(times)]
+    starts = [
+        None if key is None else jittered(key, time.at, jitter, after).astimezone(time.local.tzinfo)
+        for time, after in zip(times, following, strict=True)
     ]
+    return [Upcoming(time, start) for time, start in zip(times[:count], starts, strict=False)]
+
+
+@dataclass(frozen=True)
+class Preview:
+    """What a timing means: words and coming times, or what is wrong with it, as (label of the field, complaint)."""
+
+    timing: Timing | None = None
+    times: Sequence[Upcoming] = ()
+    jitter: int = 0
+    complaints: Sequence[tuple[str, str]] = ()
+
+    @property
+    def clock(self) -> str:
+        """Django's format of a time of day: with seconds where they matter."""
+        return "H:i:s" if any(time.due.at.second for time in self.times) else "H:i"
 
 
 def with_last_runs(schedules: QuerySet[Schedule]) -> QuerySet[Schedule]:
-    """Each with `last_runs`, the newest first, as dicts; one short index scan a schedule."""
+    """Each with its newest runs as `last_runs`, by one short index scan a schedule."""
     runs = ScheduleRun.objects.filter(schedule=OuterRef("pk")).order_by("-scheduled_for")
-    run = JSONObject(
-        at=F("scheduled_for"),
-        fired_at=F("fired_at"),
-        outcome=F("outcome"),
-        reason=F("reason"),
-        detail=F("detail"),
-        task_id=F("record_id"),
-        state=F("record__state"),
-    )
+    run = JSONObject(**{name: F(name) for name in _RUN})
     return schedules.annotate(last_runs=ArraySubquery(runs.values(run=run)[:LAST]))
+
+
+def runs_of(schedule: Schedule, count: int, before: datetime | None = None) -> list[Mark]:
+    """Its runs, the newest first, of due times earlier than `before`."""
+    runs = schedule.runs.filter(scheduled_for__lt=before) if before else schedule.runs.all()
+    return [Mark.of(run) for run in runs.order_by("-scheduled_for").values(*_RUN)[:count]]
+
+
+def _moment(value: datetime | str) -> datetime:
+    return datetime.fromisoformat(value) if isinstance(value, str) else value

@@ -36,12 +36,18 @@ def make(name="nightly", **fields) -> Schedule:
 
 
 @pytest.fixture
+def admin_user(django_user_model):
+    """A superuser without a password: hashing one would cost more than the test."""
+    return django_user_model.objects.create(username="admin", is_staff=True, is_superuser=True)
+
+
+@pytest.fixture
 def staff(django_user_model, client):
     """A client signed in as staff with these permissions on schedules."""
     from django.contrib.auth.models import Permission
 
     def sign_in(*actions: str):
-        user = django_user_model.objects.create_user("staff", is_staff=True)
+        user = django_user_model.objects.create(username="staff", is_staff=True)
         names = [f"{action}_schedule" for action in actions]
         user.user_permissions.set(Permission.objects.filter(codename__in=names))
         client.force_login(user)
@@ -149,7 +155,7 @@ def test_run_now_on_three_runs_each_once(admin_client):
 
 def test_pause_and_resume_say_numbers_and_leave_a_history(admin_client, admin_user):
     one, two = make("one"), make("two", enabled=False)
-    assert act(admin_client, "pause", one, two) == ["1 paused, 1 was so already."]
+    assert act(admin_client, "pause", one, two) == ["1 paused (one), 1 was so already."]
     assert not Schedule.objects.filter(enabled=True).exists()
     assert act(admin_client, "resume", one, two) == ["2 resumed."]
     entries = LogEntry.objects.filter(object_id=one.pk).order_by("pk").values_list("user", "change_message")

@@ -31,7 +31,7 @@ def schedule():
 @pytest.fixture
 def signed_in(django_user_model, client):
     def sign_in(*actions: str, is_staff: bool = True):
-        user = django_user_model.objects.create_user("someone", is_staff=is_staff)
+        user = django_user_model.objects.create(username="someone", is_staff=is_staff)
         names = [f"{action}_schedule" for action in actions]
         user.user_permissions.set(Permission.objects.filter(codename__in=names))
         client.force_login(user)

@@ -1,0 +1,198 @@
+"""Schedules that fall due together, and an edit of one among many: when are their messages in the broker?"""
+
+import json
+import random
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+
+import redis
+from django.conf import settings
+from django.utils import timezone
+
+from benchmarks.harness import PEER, Bar, Lab, cpu_seconds, median, print_table, spread, wait_until
+from scheduling_app.models import Schedule
+
+OURS, BEAT = "runscheduler", "django-celery-beat"
+EDITS = 5
+#: kombu's key of the list that fired tasks go to.
+LIST = f"{settings.CRON_QUEUE}\x06\x16{settings.CELERY_TASK_DEFAULT_PRIORITY}"
+
+
+class Drainer(threading.Thread):
+    """Empties a list of the broker every few milliseconds, and notes when each message was found there."""
+
+    def __init__(self, url: str, key: str):
+        super().__init__(daemon=True)
+        self.broker, self.key = redis.Redis.from_url(url), key
+        self.arrivals: list[tuple[float, bytes]] = []
+        self._stopping = threading.Event()
+
+    def run(self) -> None:
+        while not self._stopping.is_set():
+            messages = self.broker.rpop(self.key, 1000) or []
+            now = time.time()
+            self.arrivals += [(now, message) for message in messages]
+            if not messages:
+                self._stopping.wait(0.004)
+
+    def __enter__(self):
+        self.start()
+        return self
+
+    def __exit__(self, *_) -> None:
+        self._stopping.set()
+        self.join()
+
+    def times(self) -> list[float]:
+        """When each task first came; a message that came twice counts once."""
+        first: dict[str, float] = {}
+        for at, message in self.arrivals:
+            first.setdefault(json.loads(message)["headers"]["id"], at)
+        return sorted(first.values())
+
+
+def fill_ours(number: int, due: datetime) -> None:
+    """Half by interval, half by cron, all of them due at that time."""
+    cron = {"kind": "cron", "cron": f"{due.minute} {due.hour} * * *"}
+    interval = {"kind": "interval", "every": 1, "unit": "hours", "start_at": due - timedelta(hours=1)}
+    Schedule.objects.bulk_create(
+        [
+            Schedule(name=f"t{n}", task="bench.noop", args=[n], timezone="UTC", **(cron if n % 2 else interval))
+            for n in range(number)
+        ],
+        batch_size=2000,
+    )
+
+
+def fill_beat(number: int, due: datetime) -> None:
+    from django_celery_beat.models import CrontabSchedule, IntervalSchedule, PeriodicTask
+
+    crontab = CrontabSchedule.objects.create(minute=due.minute, hour=due.hour, timezone="UTC")
+    interval = IntervalSchedule.objects.create(every=1, period="hours")
+    cron = {"crontab": crontab, "last_run_at": timezone.now()}
+    every = {"interval": interval, "last_run_at": due - timedelta(hours=1)}
+    PeriodicTask.objects.bulk_create(
+        [
+            PeriodicTask(name=f"t{n}", task="bench.noop", args=f"[{n}]", **(cron if n % 2 else every))
+            for n in range(number)
+        ],
+        batch_size=2000,
+    )
+
+
+@dataclass(frozen=True)
+class Way:
+    fill: Callable[[int, datetime], None]
+    command: list[str]
+    key: str
+    environment: dict[str, str]
+
+
+DATABASE_SCHEDULER = "django_celery_beat.schedulers:DatabaseScheduler"
+WAYS = {
+    OURS: Way(fill_ours, ["manage.py", "runscheduler"], LIST, {}),
+    BEAT: Way(
+        fill_beat,
+        ["-m", "celery", "-A", "benchmarks.peer", "beat", "-l", "WARNING", "--pidfile=", "-S", DATABASE_SCHEDULER],
+        "celery",
+        PEER,
+    ),
+}
+
+
+def measure(lab: Lab, runs: int, quick: bool, time_limit: float) -> tuple[dict, list[Bar]]:
+    """`time_limit`: seconds after which a dispatch that is not over is given up, and what arrived is counted."""
+    sizes = {1_000: 1} if quick else {1_000: runs, 10_000: runs}
+    rows = 5_000 if quick else 50_000
+    got: dict = {"dispatch": {size: {name: [] for name in WAYS} for size in sizes}}
+    for size, times in sizes.items():
+        for _ in range(times):
+            for name, way in WAYS.items():
+                got["dispatch"][size][name].append(dispatch(lab, way, size, time_limit))
+    got["edit"] = pick_up(lab, rows)
+    bars = [bar for size, ways in got["dispatch"].items() for bar in report(size, ways, time_limit)]
+    print_table(
+        f"An edit among {rows:,} schedules: seconds until its message is in the broker",
+        ["", "seconds", "planning them all"],
+        [[OURS, spread(got["edit"]["seconds"], 3), f"{got['edit']['planned']:.1f} s"]],
+    )
+    return got, [*bars, Bar(f"an edit's pick-up among {rows:,}, at worst", max(got["edit"]["seconds"]), 1, unit="s")]
+
+
+def dispatch(lab: Lab, way: Way, number: int, time_limit: float) -> dict:
+    """Have `number` schedules fall due at a full minute, which a crontab needs, with the scheduler long since up."""
+    lab.empty()
+    lab.quiet()
+    lead = 10 + number / 1000  # seconds to fill, start and load
+    due = (int(time.time() + lead) // 60 + 1) * 60
+    way.fill(number, datetime.fromtimestamp(due, UTC))
+    lab.sql("ANALYZE")
+    with lab.process(*way.command, **way.environment) as process, Drainer(lab.valkey.url, way.key) as drainer:
+        time.sleep(max(0, due - 1 - time.time()))
+        early, cpu = len(drainer.arrivals), cpu_seconds(process.pid)
+        lab.others()
+        while len(drainer.arrivals) < number and time.time() < due + time_limit:
+            time.sleep(0.01)
+        cpu, others = cpu_seconds(process.pid) - cpu, lab.others()
+    lags = [at - due for at in drainer.times() if at <= due + time_limit]
+    return {"arrived": len(lags), "early": early, "cpu": cpu, "others": others, "lags": percentiles(lags, number)}
+
+
+def percentiles(lags: list[float], number: int) -> dict[str, float]:
+    """Of all `number`: what never came is infinitely late."""
+    lags = lags + [float("inf")] * (number - len(lags))
+    return {"p50": lags[number // 2], "p99": lags[number * 99 // 100], "max": lags[-1]}
+
+
+def pick_up(lab: Lab, rows: int) -> dict:
+    """Another process makes one schedule due, a twentieth of a second ahead: the time from that edit to its message."""
+    lab.empty()
+    tomorrow = timezone.now() + timedelta(days=1)
+    fill_ours(rows, tomorrow)
+    dates = [Schedule(name=f"edit {n}", task="bench.noop", kind="date", run_at=tomorrow) for n in range(EDITS)]
+    Schedule.objects.bulk_create(dates)
+    lab.sql("ANALYZE")
+    lab.quiet()
+    seconds = []
+    with lab.process("manage.py", "runscheduler") as process, Drainer(lab.valkey.url, LIST) as drainer:
+        started = time.time()
+        wait_until(lambda: not Schedule.objects.filter(changed_at__isnull=False).exists(), 300, process)
+        planned = time.time() - started
+        for number, schedule in enumerate(dates, start=1):
+            time.sleep(random.uniform(0.5, 2.5))
+            edited_at = time.time()
+            Schedule.objects.filter(pk=schedule.pk).update(run_at=timezone.now() + timedelta(seconds=0.05))
+            wait_until(lambda expected=number: len(drainer.arrivals) >= expected, 90, process)
+            seconds.append(drainer.arrivals[-1][0] - edited_at)
+    return {"rows": rows, "seconds": seconds, "planned": planned}
+
+
+def report(size: int, ways: dict, time_limit: float) -> list[Bar]:
+    def lags(name, which):
+        return [min(run["lags"][which], time_limit) for run in ways[name]]
+
+    print_table(
+        f"{size:,} schedules due in the same second: seconds until their messages are in the broker",
+        ["", "p50", "p99", "last", f"arrived in {time_limit:.0f} s", "CPU s", "cores of others"],
+        [
+            [
+                name,
+                *(spread(lags(name, which), 2) for which in ("p50", "p99", "max")),
+                spread([run["arrived"] for run in runs]),
+                spread([run["cpu"] for run in runs], 2),
+                spread([run["others"] for run in runs], 1),
+            ]
+            for name, runs in ways.items()
+        ],
+    )
+    if size == 1_000:
+        sooner = median(lags(BEAT, "max")) / median(lags(OURS, "max"))
+        return [Bar(f"{size:,} schedules: sooner than {BEAT}", sooner, 5, at_least=True)]
+    arrived = min(run["arrived"] for run in ways[OURS])
+    return [
+        Bar(f"{size:,} schedules: dispatched", arrived, size, at_least=True, unit="messages"),
+        Bar(f"{size:,} schedules: p99 at worst", max(lags(OURS, "p99")), 8, unit="s"),
+    ]

@@ -1,0 +1,128 @@
+import zoneinfo
+from functools import cache
+
+from django.contrib import admin, messages
+from django.core.exceptions import PermissionDenied
+from django.db.models import Count
+from django.http import HttpRequest, HttpResponse
+from django.shortcuts import get_object_or_404, redirect, render
+from django.template.loader import render_to_string
+from django.urls import path
+from django.utils.decorators import method_decorator
+from django.views.decorators.http import require_http_methods
+
+from scheduling_app import actions
+from scheduling_app.forms import ScheduleForm, TimingForm
+from scheduling_app.models import Schedule, ScheduleRun
+from scheduling_app.outlook import STATE_WORDS, STATES, Outlook, runs_of, with_last_runs
+
+#: Runs shown below a schedule's form; its own page has all of them.
+RUNS = 20
+
+
+class StateFilter(admin.SimpleListFilter):
+    title = parameter_name = "state"
+
+    def lookups(self, request, model_admin):
+        return list(STATE_WORDS.items())
+
+    def queryset(self, request, queryset):
+        return queryset.filter(STATES[self.value()]) if self.value() in STATES else queryset
+
+
+def column(description: str, template: str, ordering: str | None = None):
+    """A column of the list, drawn as on the schedules' own page."""
+
+    @admin.display(description=description, ordering=ordering)
+    def cell(self, schedule: Schedule) -> str:
+        return render_to_string(f"scheduling_app/{template}", {"row": Outlook(schedule)})
+
+    return cell
+
+
+@admin.register(Schedule)
+class ScheduleAdmin(admin.ModelAdmin):
+    """Here schedules are made and edited; what they did is on their own pages."""
+
+    form = ScheduleForm
+    fieldsets = [
+        ("What", {"fields": ["name", "enabled", "description", "task", "args", "kwargs", "queue", "priority"]}),
+        ("When", {"fields": ["kind", "cron", "every", "unit", "run_at", "timezone", "jitter", "start_at", "end_at"]}),
+        ("If something goes wrong", {"fields": ["catch_up", "misfire_grace_time", "max_instances", "expires_after"]}),
+    ]
+    list_display = ["state", "name", "timing", "next_run", "last_run", "last_outcomes"]
+    list_display_links = ["name"]
+    list_filter = [StateFilter, "enabled", "kind", "task"]
+    list_per_page = 50
+    search_fields = ["name", "task", "description"]
+    actions = ["run_now", "pause", "resume"]
+
+    state = column("State", "_state.html")
+    timing = column("When", "_words.html")
+    next_run = column("Next run", "_next_run.html", ordering="next_fire_at")
+    last_run = column("Last run", "_last_run.html", ordering="last_fire_at")
+    last_outcomes = column("Last outcomes", "_marks.html")
+
+    class Media:
+        css = {"all": ["scheduling_app/schedules.css"]}
+        js = ["scheduling_app/schedules.js"]
+
+    def get_queryset(self, request):
+        return with_last_runs(super().get_queryset(request))
+
+    def get_urls(self):
+        preview = self.admin_site.admin_view(self.preview)
+        return [
+            path("preview/", preview, name="scheduling_app_schedule_preview"),
+            path("<int:pk>/preview/", preview, name="scheduling_app_schedule_preview"),
+            *super().get_urls(),
+        ]
+
+    @method_decorator(require_http_methods(["GET", "POST"]))
+    def preview(self, request: HttpRequest, pk: int | None = None) -> HttpResponse:
+        """The part of the form that tells what its timing means, as it stands while one types."""
+        if not (self.has_view_permission(request) or self.has_add_permission(request)):
+            raise PermissionDenied
+        schedule = get_object_or_404(Schedule, pk=pk) if pk else None
+        form = TimingForm(request.POST or request.GET, instance=schedule)
+        return render(request, "scheduling_app/_preview.html", {"preview": form.preview()})
+
+    def changelist_view(self, request, extra_context=None):
+        if any("\x00" in value for value in request.GET.values()):  # no text in Postgres has one, and Django would ask
+            return redirect("admin:scheduling_app_schedule_changelist")
+        return super().changelist_view(request, extra_context)
+
+    def changeform_view(self, request, object_id=None, form_url="", extra_context=None):
+        return super().changeform_view(request, object_id, form_url, (extra_context or {}) | {"zones": zones()})
+
+    def change_view(self, request, object_id, form_url="", extra_context=None):
+        schedule = self.get_object(request, object_id)
+        if schedule and self.has_view_permission(request, schedule):
+            if not self.has_change_permission(request, schedule):
+                return redirect("schedules:detail", schedule.pk)
+            extra_context = (extra_context or {}) | {"row": Outlook(schedule), "runs": runs_of(schedule, RUNS)}
+        return super().change_view(request, object_id, form_url, extra_context)
+
+    def get_deleted_objects(self, objs, request):
+        """In numbers: an old schedule has more runs than a page can list."""
+        runs = ScheduleRun.objects.filter(schedule__in=[schedule.pk for schedule in objs]).aggregate(n=Count("pk"))["n"]
+        counts = {Schedule._meta.verbose_name_plural: len(objs), ScheduleRun._meta.verbose_name_plural: runs}
+        return [str(schedule) for schedule in objs], counts, set(), []
+
+    @admin.action(description="Run now", permissions=["change"])
+    def run_now(self, request, schedules):
+        messages.success(request, actions.run_now(schedules, request.user))
+
+    @admin.action(description="Pause", permissions=["change"])
+    def pause(self, request, schedules):
+        messages.success(request, actions.pause(schedules, request.user))
+
+    @admin.action(description="Resume", permissions=["change"])
+    def resume(self, request, schedules):
+        messages.success(request, actions.resume(schedules, request.user))
+
+
+@cache
+def zones() -> list[str]:
+    """The time zones that the form proposes."""
+    return sorted(zoneinfo.available_timezones() - {"localtime", "Factory"})

@@ -1,0 +1,160 @@
+"""The pages of the schedules: what runs when, and what became of it.
+
+A page's live part is its own address, asked for by htmx.
+"""
+
+from collections.abc import Callable
+
+from django.contrib import admin, messages
+from django.contrib.auth.decorators import user_passes_test
+from django.core.exceptions import PermissionDenied
+from django.db.models import Count, Q, QuerySet
+from django.http import HttpRequest, HttpResponse
+from django.shortcuts import get_object_or_404, redirect, render
+from django.urls import reverse
+from django.utils.cache import patch_vary_headers
+from django.utils.http import url_has_allowed_host_and_scheme
+from django.views.decorators.cache import cache_control
+from django.views.decorators.http import conditional_page, require_POST, require_safe
+
+from scheduling_app import actions
+from scheduling_app.forms import RunFilter, ScheduleFilter, TimingForm
+from scheduling_app.models import Schedule
+from scheduling_app.outlook import STATE_WORDS, STATES, Outlook, runs_of, with_last_runs
+
+VIEW, CHANGE, ADD = (f"scheduling_app.{action}_schedule" for action in ("view", "change", "add"))
+#: On one page.
+SCHEDULES, RUNS = 50, 50
+#: Schedules in the overview's list of what fires next.
+NEXT = 5
+
+
+def staff_with(permission: str):
+    """Let in signed-in staff with this permission; others are sent to log in, or refused if they are."""
+
+    def may_enter(user) -> bool:
+        if user.is_authenticated and not (user.is_staff and user.has_perm(permission)):
+            raise PermissionDenied
+        return user.is_authenticated
+
+    return user_passes_test(may_enter)
+
+
+@require_safe
+@staff_with(VIEW)
+@cache_control(private=True, no_cache=True)
+@conditional_page
+def schedule_list(request: HttpRequest) -> HttpResponse:
+    form = ScheduleFilter(request.GET)
+    form.is_valid()  # what is not valid is not asked for
+    asked = form.cleaned_data
+    found = _matching(asked.get("q"), asked.get("state")).defer("args", "kwargs", "description")
+    schedules, has_earlier, has_later = _page(with_last_runs(found), asked.get("after"), asked.get("before"))
+    context = {
+        "rows": [Outlook(schedule) for schedule in schedules],
+        "has_earlier": has_earlier,
+        "has_later": has_later,
+        "asked": asked,
+        "can_change": request.user.has_perm(CHANGE),
+        "can_add": request.user.has_perm(ADD),
+    }
+    if not _is_live(request):
+        context |= {"title": "Schedules", "states": _counts(asked.get("q"))}
+    return _page_or_part(request, "scheduling_app/schedule_list.html", "scheduling_app/_schedule_rows.html", context)
+
+
+@require_safe
+@staff_with(VIEW)
+@cache_control(private=True, no_cache=True)
+@conditional_page
+def schedule_detail(request: HttpRequest, pk: int) -> HttpResponse:
+    schedule = get_object_or_404(with_last_runs(Schedule.objects.all()), pk=pk)
+    form = RunFilter(request.GET)
+    before = form.cleaned_data["before"] if form.is_valid() else None
+    runs = runs_of(schedule, RUNS + 1, before)
+    context = {
+        "title": schedule.name,
+        "row": Outlook(schedule),
+        "schedule": schedule,
+        "preview": TimingForm(instance=schedule).preview(),
+        "runs": runs[:RUNS],
+        "before": before,
+        "has_older": len(runs) > RUNS,
+        "can_change": request.user.has_perm(CHANGE),
+    }
+    return _page_or_part(request, "scheduling_app/schedule_detail.html", "scheduling_app/_schedule_live.html", context)
+
+
+@require_safe
+@staff_with(VIEW)
+@cache_control(private=True, no_cache=True)
+@conditional_page
+def next_firings(request: HttpRequest) -> HttpResponse:
+    """What fires next, over all schedules."""
+    schedules = Schedule.objects.filter(STATES["on"]).order_by("next_fire_at")[:NEXT]
+    return render(request, "scheduling_app/_next.html", {"rows": [Outlook(schedule) for schedule in schedules]})
+
+
+@require_POST
+@staff_with(CHANGE)
+def run(request: HttpRequest, pk: int) -> HttpResponse:
+    return _act(request, pk, actions.run_now)
+
+
+@require_POST
+@staff_with(CHANGE)
+def pause(request: HttpRequest, pk: int) -> HttpResponse:
+    return _act(request, pk, actions.pause)
+
+
+@require_POST
+@staff_with(CHANGE)
+def resume(request: HttpRequest, pk: int) -> HttpResponse:
+    return _act(request, pk, actions.resume)
+
+
+def _act(request: HttpRequest, pk: int, action: Callable) -> HttpResponse:
+    schedule = get_object_or_404(Schedule, pk=pk)
+    messages.success(request, action(Schedule.objects.filter(pk=schedule.pk), request.user))
+    back = request.POST.get("next", "")
+    if not url_has_allowed_host_and_scheme(back, {request.get_host()}, request.is_secure()):
+        back = reverse("schedules:detail", args=[pk])
+    return redirect(back)
+
+
+def _matching(text: str | None, state: str | None) -> QuerySet[Schedule]:
+    schedules = Schedule.objects.all()
+    if text:
+        schedules = schedules.filter(Q(name__icontains=text) | Q(task__icontains=text) | Q(description__icontains=text))
+    return schedules.filter(STATES[state]) if state else schedules
+
+
+def _page(schedules: QuerySet[Schedule], after: str | None, before: str | None) -> tuple[list[Schedule], bool, bool]:
+    """A page in the order of names, and whether there are earlier and later ones."""
+    if before:
+        rows = list(schedules.filter(name__lt=before).order_by("-name")[: SCHEDULES + 1])
+        return rows[:SCHEDULES][::-1], len(rows) > SCHEDULES, True
+    if after:
+        schedules = schedules.filter(name__gt=after)
+    rows = list(schedules.order_by("name")[: SCHEDULES + 1])
+    return rows[:SCHEDULES], bool(after), len(rows) > SCHEDULES
+
+
+def _counts(text: str | None) -> list[tuple[str, str, int]]:
+    """Each state with its word, and how many schedules are in it."""
+    counts = {state: Count("pk", filter=condition) for state, condition in STATES.items()}
+    counted = _matching(text, None).aggregate(**counts)
+    return [(state, word, counted[state]) for state, word in STATE_WORDS.items()]
+
+
+def _is_live(request: HttpRequest) -> bool:
+    return bool(request.htmx) and not request.htmx.history_restore_request
+
+
+def _page_or_part(request: HttpRequest, page: str, part: str, context: dict) -> HttpResponse:
+    if _is_live(request):
+        response = render(request, part, context)
+    else:
+        response = render(request, page, admin.site.each_context(request) | context)
+    patch_vary_headers(response, ["HX-Request"])
+    return response
