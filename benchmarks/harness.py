@@ -196,4 +196,5 @@ class Bar:
 
     def __str__(self):
         verdict, word = "PASS" if self.passes else "FAIL", "at least" if self.at_least else "at most"
-        return f"{verdict}  {self.name}: {self.measured:.2f} {self.unit}, {word} {self.limit:g} {self.unit}"
+        measured, limit = (f"{value:,.2f} {self.unit}" for value in (self.measured, self.limit))
+        return f"{verdict}  {self.name}: {measured}, {word} {limit}"

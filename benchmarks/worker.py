@@ -146,6 +146,6 @@ def report(got: dict, statements: dict, number: int) -> list[Bar]:
         Bar(f"throughput to {BEST}", ratio[BEST], 1.6, at_least=True),
         Bar(f"throughput to {DEFAULT}", ratio[DEFAULT], 3, at_least=True),
         Bar(f"throughput to {REDIS}", ratio[REDIS], 0.75, at_least=True),
-        Bar("Postgres statements a task, no more", statements[OURS], 2, unit=""),
-        Bar("Postgres statements a task, no less", statements[OURS], 2, at_least=True, unit=""),
+        Bar("Postgres statements of a task", statements[OURS], 2, unit="statements"),
+        Bar("Postgres statements of a task", statements[OURS], 2, at_least=True, unit="statements"),
     ]

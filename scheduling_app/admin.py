@@ -2,6 +2,7 @@ import zoneinfo
 from functools import cache
 
 from django.contrib import admin, messages
+from django.contrib.admin.views.main import ChangeList
 from django.core.exceptions import PermissionDenied
 from django.db.models import Count
 from django.http import HttpRequest, HttpResponse
@@ -14,7 +15,7 @@ from django.views.decorators.http import require_http_methods
 from scheduling_app import actions
 from scheduling_app.forms import ScheduleForm, TimingForm
 from scheduling_app.models import Schedule, ScheduleRun
-from scheduling_app.outlook import STATE_WORDS, STATES, Outlook, runs_of, with_last_runs
+from scheduling_app.outlook import STATE_WORDS, STATES, Outlook, outlooks, runs_of
 
 #: Runs shown below a schedule's form; its own page has all of them.
 RUNS = 20
@@ -30,12 +31,22 @@ class StateFilter(admin.SimpleListFilter):
         return queryset.filter(STATES[self.value()]) if self.value() in STATES else queryset
 
 
+class ScheduleList(ChangeList):
+    """The list, whose rows know their last outcomes."""
+
+    def get_results(self, request):
+        super().get_results(request)
+        self.result_list = list(self.result_list)
+        for row in outlooks(self.result_list):
+            row.schedule.outlook = row
+
+
 def column(description: str, template: str, ordering: str | None = None):
     """A column of the list, drawn as on the schedules' own page."""
 
     @admin.display(description=description, ordering=ordering)
     def cell(self, schedule: Schedule) -> str:
-        return render_to_string(f"scheduling_app/{template}", {"row": Outlook(schedule)})
+        return render_to_string(f"scheduling_app/{template}", {"row": schedule.outlook})
 
     return cell
 
@@ -67,8 +78,8 @@ class ScheduleAdmin(admin.ModelAdmin):
         css = {"all": ["scheduling_app/schedules.css"]}
         js = ["scheduling_app/schedules.js"]
 
-    def get_queryset(self, request):
-        return with_last_runs(super().get_queryset(request))
+    def get_changelist(self, request, **kwargs):
+        return ScheduleList
 
     def get_urls(self):
         preview = self.admin_site.admin_view(self.preview)

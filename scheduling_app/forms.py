@@ -75,7 +75,7 @@ class TimingForm(forms.ModelForm):
         }
 
     def __init__(self, *args, now: datetime | None = None, **kwargs):
-        super().__init__(*args, **kwargs)
+        super().__init__(*args, label_suffix="", **kwargs)
         self.now = now or timezone.now()
         self.timing: Timing | None = None
         for name, field in self.fields.items():

@@ -4,7 +4,7 @@ The coming times are those that fire: from the timing that schedulers go by, wit
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from functools import cached_property
@@ -12,7 +12,7 @@ from typing import Self
 
 from django.conf import settings
 from django.contrib.postgres.expressions import ArraySubquery
-from django.db.models import F, OuterRef, Q, QuerySet
+from django.db.models import F, OuterRef, Q
 from django.db.models.functions import JSONObject
 
 from scheduling_app.models import Schedule, ScheduleRun
@@ -39,7 +39,7 @@ OUTCOME_WORDS = {
     "FAILURE": "failed",
     "STARTED": "running",
     "RETRY": "retrying",
-    "PENDING": "waiting",
+    "PENDING": "queued",
     "SKIPPED": "not run",
     "FIRED": "fired",
 }
@@ -80,10 +80,12 @@ class Mark:
 
 
 class Outlook:
-    """A schedule from `with_last_runs`, and what a page says about it."""
+    """A schedule, and what a page says about it."""
 
-    def __init__(self, schedule: Schedule):
+    def __init__(self, schedule: Schedule, marks: Sequence[Mark] = ()):
         self.schedule = schedule
+        #: Its last outcomes, the oldest first.
+        self.marks = marks
 
     @property
     def state(self) -> str:
@@ -113,10 +115,12 @@ class Outlook:
     def arguments(self) -> list[tuple[str, str, int]]:
         """What its task is given: a name, the JSON, and how many characters of that were cut off."""
         given = {"Arguments": self.schedule.args, "Keyword arguments": self.schedule.kwargs}
-        texts = {
-            name: printable(json.dumps(value, ensure_ascii=False, indent=1)) for name, value in given.items() if value
-        }
+        texts = {name: printable(json.dumps(value, ensure_ascii=False)) for name, value in given.items() if value}
         return [(name, text[:SHOWN], max(len(text) - SHOWN, 0)) for name, text in texts.items()]
+
+    @property
+    def queue(self) -> str:
+        return self.schedule.queue or settings.CRON_QUEUE
 
     @property
     def next_run_at(self) -> datetime | None:
@@ -126,11 +130,6 @@ class Outlook:
     def last_run_at(self) -> datetime | None:
         """When it was last acted on, by hand or by a scheduler."""
         return max((mark.fired_at for mark in self.marks), default=self.schedule.last_fire_at)
-
-    @cached_property
-    def marks(self) -> list["Mark"]:
-        """Its last outcomes, the oldest first."""
-        return [Mark.of(run) for run in reversed(self.schedule.last_runs)]
 
 
 @dataclass(frozen=True)
@@ -167,11 +166,16 @@ class Preview:
         return "H:i:s" if any(time.due.at.second for time in self.times) else "H:i"
 
 
-def with_last_runs(schedules: QuerySet[Schedule]) -> QuerySet[Schedule]:
-    """Each with its newest runs as `last_runs`, by one short index scan a schedule."""
+def outlooks(schedules: Iterable[Schedule]) -> list[Outlook]:
+    """These schedules with their last outcomes, by one query: a short index scan for each."""
+    schedules = list(schedules)
     runs = ScheduleRun.objects.filter(schedule=OuterRef("pk")).order_by("-scheduled_for")
     run = JSONObject(**{name: F(name) for name in _RUN})
-    return schedules.annotate(last_runs=ArraySubquery(runs.values(run=run)[:LAST]))
+    last = Schedule.objects.filter(pk__in=[schedule.pk for schedule in schedules]).values_list(
+        "pk", ArraySubquery(runs.values(run=run)[:LAST])
+    )
+    marks = {pk: [Mark.of(run) for run in reversed(found)] for pk, found in last.order_by()}
+    return [Outlook(schedule, marks.get(schedule.pk, ())) for schedule in schedules]
 
 
 def runs_of(schedule: Schedule, count: int, before: datetime | None = None) -> list[Mark]:

@@ -5,22 +5,19 @@ A page's live part is its own address, asked for by htmx.
 
 from collections.abc import Callable
 
-from django.contrib import admin, messages
-from django.contrib.auth.decorators import user_passes_test
-from django.core.exceptions import PermissionDenied
+from django.contrib import messages
 from django.db.models import Count, Q, QuerySet
 from django.http import HttpRequest, HttpResponse
 from django.shortcuts import get_object_or_404, redirect, render
 from django.urls import reverse
-from django.utils.cache import patch_vary_headers
 from django.utils.http import url_has_allowed_host_and_scheme
-from django.views.decorators.cache import cache_control
 from django.views.decorators.http import conditional_page, require_POST, require_safe
 
 from scheduling_app import actions
 from scheduling_app.forms import RunFilter, ScheduleFilter, TimingForm
 from scheduling_app.models import Schedule
-from scheduling_app.outlook import STATE_WORDS, STATES, Outlook, runs_of, with_last_runs
+from scheduling_app.outlook import STATE_WORDS, STATES, Outlook, outlooks, runs_of
+from tasks_app.pages import is_live, page_or_part, staff_with
 
 VIEW, CHANGE, ADD = (f"scheduling_app.{action}_schedule" for action in ("view", "change", "add"))
 #: On one page.
@@ -29,52 +26,39 @@ SCHEDULES, RUNS = 50, 50
 NEXT = 5
 
 
-def staff_with(permission: str):
-    """Let in signed-in staff with this permission; others are sent to log in, or refused if they are."""
-
-    def may_enter(user) -> bool:
-        if user.is_authenticated and not (user.is_staff and user.has_perm(permission)):
-            raise PermissionDenied
-        return user.is_authenticated
-
-    return user_passes_test(may_enter)
-
-
 @require_safe
 @staff_with(VIEW)
-@cache_control(private=True, no_cache=True)
 @conditional_page
 def schedule_list(request: HttpRequest) -> HttpResponse:
     form = ScheduleFilter(request.GET)
     form.is_valid()  # what is not valid is not asked for
     asked = form.cleaned_data
     found = _matching(asked.get("q"), asked.get("state")).defer("args", "kwargs", "description")
-    schedules, has_earlier, has_later = _page(with_last_runs(found), asked.get("after"), asked.get("before"))
+    schedules, has_earlier, has_later = _page(found, asked.get("after"), asked.get("before"))
     context = {
-        "rows": [Outlook(schedule) for schedule in schedules],
+        "rows": outlooks(schedules),
         "has_earlier": has_earlier,
         "has_later": has_later,
         "asked": asked,
         "can_change": request.user.has_perm(CHANGE),
         "can_add": request.user.has_perm(ADD),
     }
-    if not _is_live(request):
+    if not is_live(request):
         context |= {"title": "Schedules", "states": _counts(asked.get("q"))}
-    return _page_or_part(request, "scheduling_app/schedule_list.html", "scheduling_app/_schedule_rows.html", context)
+    return page_or_part(request, "scheduling_app/schedule_list.html", "scheduling_app/_schedule_rows.html", context)
 
 
 @require_safe
 @staff_with(VIEW)
-@cache_control(private=True, no_cache=True)
 @conditional_page
 def schedule_detail(request: HttpRequest, pk: int) -> HttpResponse:
-    schedule = get_object_or_404(with_last_runs(Schedule.objects.all()), pk=pk)
+    schedule = get_object_or_404(Schedule, pk=pk)
     form = RunFilter(request.GET)
     before = form.cleaned_data["before"] if form.is_valid() else None
     runs = runs_of(schedule, RUNS + 1, before)
     context = {
         "title": schedule.name,
-        "row": Outlook(schedule),
+        "row": outlooks([schedule])[0],
         "schedule": schedule,
         "preview": TimingForm(instance=schedule).preview(),
         "runs": runs[:RUNS],
@@ -82,12 +66,11 @@ def schedule_detail(request: HttpRequest, pk: int) -> HttpResponse:
         "has_older": len(runs) > RUNS,
         "can_change": request.user.has_perm(CHANGE),
     }
-    return _page_or_part(request, "scheduling_app/schedule_detail.html", "scheduling_app/_schedule_live.html", context)
+    return page_or_part(request, "scheduling_app/schedule_detail.html", "scheduling_app/_schedule_live.html", context)
 
 
 @require_safe
 @staff_with(VIEW)
-@cache_control(private=True, no_cache=True)
 @conditional_page
 def next_firings(request: HttpRequest) -> HttpResponse:
     """What fires next, over all schedules."""
@@ -145,16 +128,3 @@ def _counts(text: str | None) -> list[tuple[str, str, int]]:
     counts = {state: Count("pk", filter=condition) for state, condition in STATES.items()}
     counted = _matching(text, None).aggregate(**counts)
     return [(state, word, counted[state]) for state, word in STATE_WORDS.items()]
-
-
-def _is_live(request: HttpRequest) -> bool:
-    return bool(request.htmx) and not request.htmx.history_restore_request
-
-
-def _page_or_part(request: HttpRequest, page: str, part: str, context: dict) -> HttpResponse:
-    if _is_live(request):
-        response = render(request, part, context)
-    else:
-        response = render(request, page, admin.site.each_context(request) | context)
-    patch_vary_headers(response, ["HX-Request"])
-    return response

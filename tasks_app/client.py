@@ -14,6 +14,8 @@ from tasks_app import states, workers
 from tasks_app.exceptions import TaskNotFound, UnknownTask
 from tasks_app.models import TaskRecord
 
+_KEPT_BY_RERUN = {"headers", "ignore_result", "serializer", "time_limit", "soft_time_limit", "exchange", "routing_key"}
+
 
 class CeleryClient:
     """A way to the project's tasks.
@@ -109,6 +111,20 @@ class CeleryClient:
         """
         self.app.control.revoke(task_id, terminate=terminate)
         return self.get_status(task_id)
+
+    def rerun(self, task_id: str) -> AsyncResult:
+        """Run a task again, as a new one that points at the old: same arguments, queue and options, on its own.
+
+        (What would hand its result on, a chain, a chord or links, is left out.) Raises TaskNotFound.
+        """
+        old = TaskRecord.objects.filter(task_id=task_id).first()
+        if old is None:
+            raise TaskNotFound(f"No task was recorded under the id {task_id!r:.300}.")
+        kept = {key: value for key, value in old.options.items() if key in _KEPT_BY_RERUN}
+        new = self.app.build_record(old.name, old.args, old.kwargs, queue=old.queue, priority=old.priority, **kept)
+        new.replay_of_id = old.pk
+        self.app.submit([new])
+        return self.app.AsyncResult(new.task_id)
 
     register_worker_hooks = staticmethod(workers.register_worker_hooks)
 

@@ -26,6 +26,21 @@ from tasks_app.exceptions import DuplicateTask, InvalidSubmission
 PUBLISH_GRACE = 2
 
 
+#: What people call the state that a task is in, and the rows that are in it. Views of `state`, not states.
+PHASES = {
+    "scheduled": models.Q(state=states.PENDING, eta__gt=Now()),
+    "queued": models.Q(state=states.PENDING) & (models.Q(eta__isnull=True) | models.Q(eta__lte=Now())),
+    "running": models.Q(state=states.STARTED),
+    "retrying": models.Q(state=states.RETRY),
+    "succeeded": models.Q(state=states.SUCCESS),
+    "failed": models.Q(state=states.FAILURE),
+    "revoked": models.Q(state=states.REVOKED),
+    "ignored": models.Q(state=states.IGNORED),
+    "rejected": models.Q(state=states.REJECTED),
+}
+_PHASE_OF_STATE = dict(zip(states.ALL_STATES, ("queued", "running", "retrying", *list(PHASES)[4:]), strict=True))
+
+
 class JSONText(models.TextField):
     """JSON kept as the text that was sent: exact, with key order and any number or character that JSON can carry.
 
@@ -231,6 +246,8 @@ class TaskRecord(models.Model):
             # The list filtered by state; successes are so many that the primary key finds them as fast.
             models.Index(fields=["state", "-id"], name="task_state", condition=~models.Q(state=states.SUCCESS)),
             models.Index(fields=["name", "-id"], name="task_name"),
+            models.Index(fields=["root_id"], name="task_root"),
+            models.Index(fields=["finished_at"], name="task_finished", condition=models.Q(finished_at__isnull=False)),
         ]
         constraints = [
             models.CheckConstraint(name="task_state_known", condition=models.Q(state__in=states.ALL_STATES)),
@@ -243,6 +260,36 @@ class TaskRecord(models.Model):
 
     def __str__(self):
         return f"{self.name} {self.task_id}"
+
+    @property
+    def phase(self) -> str:
+        """The state in people's words, one of PHASES."""
+        if self.state == states.PENDING and self.eta and self.eta > timezone.now():
+            return "scheduled"
+        return _PHASE_OF_STATE[self.state]
+
+    @property
+    def is_waiting(self) -> bool:
+        return self.state in states.WAITING_STATES
+
+    @property
+    def is_unfinished(self) -> bool:
+        return self.state in states.UNREADY_STATES
+
+    @property
+    def waited(self) -> timedelta | None:
+        """From when it could have run, to its start or to now."""
+        if not self.started_at and not self.is_waiting:
+            return None
+        since = max(filter(None, (self.created_at, self.eta)))
+        return max((self.started_at or timezone.now()) - since, timedelta(0))
+
+    @property
+    def ran(self) -> timedelta | None:
+        """How long its last run took, or takes so far."""
+        if not self.started_at or self.is_waiting:
+            return None
+        return (self.finished_at or timezone.now()) - self.started_at
 
     def _wait_again(self, next_run: "TaskRecord") -> "TaskRecord":
         self.gen += 1

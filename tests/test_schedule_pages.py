@@ -181,7 +181,7 @@ def test_the_list_is_paged_by_name_both_ways(operator, monkeypatch):
     assert names(operator.get(LIST, {"after": "b"})) == ["c", "d"]
     last = operator.get(LIST, {"after": "d"})
     assert names(last) == ["e"]
-    assert "after=" not in last.text.split("<main")[1]
+    assert 'rel="next"' not in last.text
     assert names(operator.get(LIST, {"before": "e"})) == ["c", "d"]
     assert names(operator.get(LIST, {"before": "c"})) == ["a", "b"]
 

@@ -1,0 +1,64 @@
+from datetime import datetime, timedelta
+
+from django import template
+from django.utils import timezone
+from django.utils.html import format_html
+
+from tasks_app.models import TaskRecord
+
+register = template.Library()
+
+UNITS = {"d": timedelta(days=1), "h": timedelta(hours=1), "min": timedelta(minutes=1), "s": timedelta(seconds=1)}
+
+
+@register.simple_tag(takes_context=True)
+def current(context, path: str, exact: bool = False) -> bool:
+    """Whether the page shown is the one at `path`, or below it."""
+    here = context["request"].path
+    return here == path if exact else here.startswith(path)
+
+
+@register.simple_tag
+def moment(at: datetime | None) -> str:
+    """A time relative to now, exact on hover: `in 4 min`."""
+    if at is None:
+        return ""
+    return format_html('<time datetime="{}" title="{}">{}</time>', at.isoformat(), exact(at), relative(at))
+
+
+@register.filter
+def exact(at: datetime) -> str:
+    return f"{timezone.localtime(at):%a %Y-%m-%d %H:%M:%S %Z}"
+
+
+def relative(at: datetime) -> str:
+    distance = at - timezone.now()
+    if abs(distance) < timedelta(seconds=1):
+        return "now"
+    return f"in {span(distance)}" if distance > timedelta(0) else f"{span(-distance)} ago"
+
+
+@register.filter
+def span(length: timedelta | None) -> str:
+    """A length of time in its largest unit: `340 ms`, `1.2 s`, `4 min`."""
+    if length is None:
+        return ""
+    for unit, size in UNITS.items():
+        if length >= size:
+            amount = length / size
+            return f"{amount:.1f} {unit}" if unit == "s" and amount < 10 else f"{int(amount)} {unit}"
+    return f"{max(length, timedelta(0)) / timedelta(milliseconds=1):.0f} ms"
+
+
+@register.inclusion_tag("tasks_app/_state.html")
+def state(record: TaskRecord) -> dict:
+    """A task's state: colour, icon and word."""
+    return {"phase": record.phase}
+
+
+@register.filter
+def call(record: TaskRecord) -> str:
+    """The arguments as one would write them, short: `1, "a", key=2`."""
+    words = record.args_start.removeprefix("[").removesuffix("]")
+    named = record.kwargs_start
+    return ", ".join(part for part in (words, "" if named == "{}" else named) if part)

@@ -1,0 +1,197 @@
+"""The pages of the tasks: is it healthy, what happened, what about this one."""
+
+import json
+from collections.abc import Callable
+
+from celery import current_app
+from celery.exceptions import OperationalError as CeleryOperationalError
+from django.contrib import messages
+from django.db import transaction
+from django.db.models.functions import Left
+from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
+from django.shortcuts import get_object_or_404, redirect, render
+from django.views.decorators.http import conditional_page, require_POST, require_safe
+from django_celery_results.models import TaskResult
+from kombu.exceptions import OperationalError
+
+from tasks_app import overview as figures
+from tasks_app import states
+from tasks_app.client import CeleryClient
+from tasks_app.forms import TaskFilter
+from tasks_app.health import check_celery_health
+from tasks_app.models import PHASES, TaskRecord
+from tasks_app.pages import log, page_or_part, staff_with
+from tasks_app.tracebacks import frames
+
+VIEW, CHANGE = "tasks_app.view_taskrecord", "tasks_app.change_taskrecord"
+#: Rows of a page, and characters of a value shown at first.
+ROWS, SHOWN = 50, 10_000
+#: Seconds that a page's part waits for the broker and the workers.
+PATIENCE = 1.0
+_LISTED = (
+    "task_id", "name", "state", "queue", "attempt", "retries", "eta", "publish_at", "created_at", "started_at",
+    "finished_at", "result_preview", "exc_type", "exc_message",
+)  # fmt: skip
+
+
+@require_safe
+@staff_with()
+def overview(request: HttpRequest) -> HttpResponse:
+    context = {
+        "title": "Overview",
+        "can_view": request.user.has_perm(VIEW),
+        "phases": figures.phases_now(),
+        "minutes": figures.minutes(),
+        "failing": figures.failing(),
+        "queues": figures.queues(),
+    }
+    return page_or_part(request, "tasks_app/overview.html", "tasks_app/_overview.html", context)
+
+
+@require_safe
+@staff_with()
+def parts_alive(request: HttpRequest) -> HttpResponse:
+    """The broker and the workers, as they answer just now; a part of the overview, loaded after it."""
+    broker = check_celery_health(PATIENCE)
+    workers = _ping() if broker.ok else []
+    return render(request, "tasks_app/_parts.html", {"broker": broker, "workers": workers})
+
+
+@require_safe
+@staff_with(VIEW)
+@conditional_page
+def task_list(request: HttpRequest) -> HttpResponse:
+    form = TaskFilter(request.GET)
+    form.is_valid()
+    asked = form.cleaned_data
+    if asked.get("q") and TaskRecord.objects.filter(task_id=asked["q"]).exists():
+        return redirect("tasks:detail", asked["q"])
+    records = _found(asked)[: ROWS + 1]
+    context = {
+        "title": "Tasks",
+        "asked": asked,
+        "phases": PHASES,
+        "records": records[:ROWS],
+        "has_older": len(records) > ROWS,
+        "names": sorted(name for name in current_app.tasks if not name.startswith("celery.")),
+    }
+    return page_or_part(request, "tasks_app/task_list.html", "tasks_app/_task_rows.html", context)
+
+
+@require_safe
+@staff_with(VIEW)
+@conditional_page
+def task_detail(request: HttpRequest, task_id: str) -> HttpResponse:
+    record = get_object_or_404(TaskRecord.objects.select_related("replay_of"), task_id=task_id)
+    result = TaskResult.objects.filter(task_id=task_id).first()
+    context = {
+        "title": record.name,
+        "record": record,
+        "args": _shown(json.dumps(record.args, indent=2, ensure_ascii=False)),
+        "kwargs": _shown(json.dumps(record.kwargs, indent=2, ensure_ascii=False)),
+        "result": _shown(_pretty(result.result)) if result and record.state == states.SUCCESS else None,
+        "frames": frames(result.traceback) if result and result.traceback else [],
+        "attempts": record.attempts.all(),
+        "family": _family(record),
+        "earlier": TaskRecord.objects.filter(name=record.name, pk__lt=record.pk).only(*_LISTED)[:8],
+        "run": getattr(record, "schedule_run", None),
+        "can_change": request.user.has_perm(CHANGE),
+    }
+    return page_or_part(request, "tasks_app/task_detail.html", "tasks_app/_task_live.html", context)
+
+
+@require_safe
+@staff_with(VIEW)
+def task_value(request: HttpRequest, task_id: str, what: str) -> HttpResponse:
+    """A value in full, as a file."""
+    record = get_object_or_404(TaskRecord, task_id=task_id)
+    if what == "result":
+        text = _pretty(get_object_or_404(TaskResult, task_id=task_id).result)
+    else:
+        text = json.dumps(getattr(record, what), indent=2, ensure_ascii=False)
+    response = HttpResponse(text.encode("utf-8", "backslashreplace"), content_type="text/plain; charset=utf-8")
+    response["Content-Disposition"] = f'attachment; filename="{what}.json"'
+    return response
+
+
+@require_POST
+@staff_with(CHANGE)
+def revoke(request: HttpRequest, task_id: str) -> HttpResponse:
+    return _act(request, task_id, lambda client: _said_of_revoke(client.revoke(task_id)))
+
+
+@require_POST
+@staff_with(CHANGE)
+def terminate(request: HttpRequest, task_id: str) -> HttpResponse:
+    def act(client: CeleryClient) -> str:
+        state = client.revoke(task_id, terminate=True)
+        return "Its worker is asked to kill it." if state == states.STARTED else _said_of_revoke(state)
+
+    return _act(request, task_id, act)
+
+
+@require_POST
+@staff_with(CHANGE)
+def rerun(request: HttpRequest, task_id: str) -> HttpResponse:
+    record = get_object_or_404(TaskRecord, task_id=task_id)
+    with transaction.atomic():
+        result = CeleryClient().rerun(task_id)
+        log(request.user, TaskRecord.objects.filter(pk=record.pk), f"Run again as {result.id}")
+    messages.success(request, "1 task started: it is the one shown here.")
+    return redirect("tasks:detail", result.id)
+
+
+def _act(request: HttpRequest, task_id: str, action: Callable[[CeleryClient], str]) -> HttpResponseRedirect:
+    record = get_object_or_404(TaskRecord, task_id=task_id)
+    try:
+        with transaction.atomic():
+            said = action(CeleryClient())
+            log(request.user, TaskRecord.objects.filter(pk=record.pk), said)
+        messages.success(request, said)
+    except (OperationalError, CeleryOperationalError) as error:
+        messages.error(request, f"Nothing done: the broker, by which a worker is asked, does not answer ({error}).")
+    return redirect("tasks:detail", task_id)
+
+
+def _said_of_revoke(state: str | None) -> str:
+    if state == states.REVOKED:
+        return "1 task revoked: it will not start."
+    if state == states.STARTED:
+        return "0 tasks revoked: it is running already. Terminate it, or let it finish."
+    return f"0 tasks revoked: it had finished already ({state})."
+
+
+def _found(asked: dict):
+    records = TaskRecord.objects.only(*_LISTED).annotate(args_start=Left("args", 120), kwargs_start=Left("kwargs", 120))
+    if asked.get("phase"):
+        records = records.filter(PHASES[asked["phase"]])
+    if name := asked.get("q"):
+        records = records.filter(name=name) if name in current_app.tasks else records.filter(name__icontains=name)
+    if asked.get("before"):
+        records = records.filter(pk__lt=asked["before"])
+    return records
+
+
+def _family(record: TaskRecord):
+    """The other tasks of its workflow, and what it started."""
+    others = TaskRecord.objects.filter(root_id=record.root_id).exclude(pk=record.pk)
+    return others.only(*_LISTED, "parent_id", "group_id").order_by("pk")[:50]
+
+
+def _pretty(encoded: str | None) -> str:
+    try:
+        return json.dumps(json.loads(encoded or "null"), indent=2, ensure_ascii=False)
+    except ValueError:
+        return encoded or ""
+
+
+def _shown(text: str) -> dict:
+    text = text.encode("utf-8", "backslashreplace").decode()
+    return {"text": text[:SHOWN], "cut": max(len(text) - SHOWN, 0)}
+
+
+def _ping() -> list[str]:
+    try:
+        return sorted(name for answer in current_app.control.ping(timeout=PATIENCE) for name in answer)
+    except (OperationalError, CeleryOperationalError, OSError):
+        return []
