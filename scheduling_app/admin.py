@@ -68,7 +68,7 @@ class ScheduleAdmin(admin.ModelAdmin):
     search_fields = ["name", "task", "description"]
     actions = ["run_now", "pause", "resume"]
 
-    state = column("State", "_state.html")
+    state = column("State", "_state_cell.html")
     timing = column("When", "_words.html")
     next_run = column("Next run", "_next_run.html", ordering="next_fire_at")
     last_run = column("Last run", "_last_run.html", ordering="last_fire_at")

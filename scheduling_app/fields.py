@@ -30,7 +30,7 @@ class ArgumentsField(forms.CharField):
     widget = forms.Textarea(attrs={"rows": 2, "spellcheck": "false", "class": "schedule-json"})
 
     def __init__(self, shape: type, **kwargs):
-        super().__init__(required=False, max_length=LONGEST, strip=False, **kwargs)
+        super().__init__(required=False, initial=shape, max_length=LONGEST, strip=False, **kwargs)
         self.shape = shape
 
     def to_python(self, value):
@@ -65,7 +65,7 @@ class ArgumentsField(forms.CharField):
 class WallTimeField(forms.DateTimeField):
     """A time as clocks show it: naive, for the form to place in a zone; aware only where an offset was sent."""
 
-    widget = forms.DateTimeInput(format="%Y-%m-%dT%H:%M:%S", attrs={"type": "datetime-local", "step": 1})
+    widget = forms.DateTimeInput(format="%Y-%m-%dT%H:%M:%S", attrs={"type": "datetime-local"})
 
     def prepare_value(self, value):
         return value

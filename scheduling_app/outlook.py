@@ -17,9 +17,9 @@ from django.db.models.functions import JSONObject
 
 from scheduling_app.models import Schedule, ScheduleRun
 from scheduling_app.triggers import PreviewTime, Timing, TimingError, jittered, preview
-from tasks_app.models import printable
+from tasks_app.models import TaskRecord, printable
 
-_RUN = ("scheduled_for", "fired_at", "outcome", "reason", "detail", "record_id", "record__state")
+_RUN = ("scheduled_for", "fired_at", "outcome", "reason", "detail", "record_id", "record__state", "record__eta")
 #: Characters of a schedule's arguments that are shown on its page; the form has all of them.
 SHOWN = 2000
 #: How many of the last outcomes are shown beside a schedule.
@@ -34,15 +34,6 @@ STATES = {
     PLANNING: Q(problem="", enabled=True, changed_at__isnull=False),
     PROBLEM: ~Q(problem=""),
 }
-OUTCOME_WORDS = {
-    "SUCCESS": "succeeded",
-    "FAILURE": "failed",
-    "STARTED": "running",
-    "RETRY": "retrying",
-    "PENDING": "queued",
-    "SKIPPED": "not run",
-    "FIRED": "fired",
-}
 STATE_WORDS = {ON: "on", PAUSED: "paused", FINISHED: "finished", PLANNING: "being planned", PROBLEM: "problem"}
 
 
@@ -52,8 +43,8 @@ class Mark:
 
     scheduled_for: datetime
     fired_at: datetime
-    #: The state of its task; "SKIPPED" where none was made, "FIRED" where its record has been deleted.
-    state: str
+    #: Where its task is, in the words of TaskRecord.phase; "skipped" where none was made, "fired" where it was deleted.
+    phase: str
     reason: str
     detail: str
     task_id: str | None
@@ -61,18 +52,18 @@ class Mark:
     @classmethod
     def of(cls, run: dict) -> Self:
         """From the fields in _RUN, from JSON or not."""
-        skipped = run["outcome"] == ScheduleRun.Outcome.SKIPPED
         return cls(
-            *(_moment(run[name]) for name in ("scheduled_for", "fired_at")),
-            state="SKIPPED" if skipped else run["record__state"] or "FIRED",
+            scheduled_for=_moment(run["scheduled_for"]),
+            fired_at=_moment(run["fired_at"]),
+            phase=_phase(run),
             reason=ScheduleRun.Reason(run["reason"]).label,
             detail=run["detail"],
             task_id=run["record_id"],
         )
 
     @property
-    def word(self) -> str:
-        return OUTCOME_WORDS.get(self.state, self.state.lower())
+    def has_task(self) -> bool:
+        return self.phase not in ("skipped", "fired")
 
     @property
     def late(self) -> timedelta:
@@ -184,5 +175,13 @@ def runs_of(schedule: Schedule, count: int, before: datetime | None = None) -> l
     return [Mark.of(run) for run in runs.order_by("-scheduled_for").values(*_RUN)[:count]]
 
 
-def _moment(value: datetime | str) -> datetime:
+def _phase(run: dict) -> str:
+    if run["outcome"] == ScheduleRun.Outcome.SKIPPED:
+        return "skipped"
+    if run["record__state"] is None:
+        return "fired"
+    return TaskRecord(state=run["record__state"], eta=_moment(run["record__eta"])).phase
+
+
+def _moment(value: datetime | str | None) -> datetime | None:
     return datetime.fromisoformat(value) if isinstance(value, str) else value

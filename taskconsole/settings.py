@@ -25,20 +25,21 @@ BEAT_ENABLED = env.bool("BEAT_ENABLED", False)
 EXTRA_APPS: list[str] = env.list("EXTRA_APPS", [])
 
 INSTALLED_APPS = [
-    "tasks_app",  # before the admin: its templates are the shell of both
-    "scheduling_app",
-    "taskconsole",
     "django.contrib.admin",
     "django.contrib.auth",
     "django.contrib.contenttypes",
     "django.contrib.sessions",
     "django.contrib.messages",
+    "django.contrib.humanize",
     "whitenoise.runserver_nostatic",
     "django.contrib.staticfiles",
     "django_htmx",
     "csp",
     "django_celery_results",
     "django_celery_beat",
+    "tasks_app",  # after those whose admin it hides
+    "scheduling_app",
+    "taskconsole",
     *EXTRA_APPS,
 ]
 

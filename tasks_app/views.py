@@ -66,7 +66,7 @@ def task_list(request: HttpRequest) -> HttpResponse:
     asked = form.cleaned_data
     if asked.get("q") and TaskRecord.objects.filter(task_id=asked["q"]).exists():
         return redirect("tasks:detail", asked["q"])
-    records = _found(asked)[: ROWS + 1]
+    records = list(_found(asked)[: ROWS + 1])
     context = {
         "title": "Tasks",
         "asked": asked,

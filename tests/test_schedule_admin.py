@@ -100,7 +100,7 @@ def test_the_list_tells_state_words_times_and_outcomes(admin_client, schedule):
     make("done", kind="date", cron="", run_at=timezone.now() - timedelta(days=1))
     firing.run_now(schedule)
     text = admin_client.get(LIST).text
-    assert text.count("at 03:00") == 2
+    assert text.count(">at 03:00<") == 2
     for said in ("on", "paused", "finished"):
         assert f'data-state="{said}"' in text
     record = TaskRecord.objects.get()

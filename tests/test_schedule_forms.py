@@ -252,6 +252,11 @@ def test_an_interval_counts_from_the_schedules_creation():
     assert form.timing == schedule.timing()
 
 
+def test_an_empty_form_shows_what_nothing_is():
+    form = ScheduleForm()
+    assert (form["args"].value(), form["kwargs"].value()) == ("[]", "{}")
+
+
 def test_true_is_not_one():
     schedule = saved(args="[1]")
     assert ScheduleForm(filled(args="[true]"), instance=schedule).changed_data == ["args"]

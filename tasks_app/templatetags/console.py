@@ -28,7 +28,8 @@ def moment(at: datetime | None) -> str:
 
 @register.filter
 def exact(at: datetime) -> str:
-    return f"{timezone.localtime(at):%a %Y-%m-%d %H:%M:%S %Z}"
+    at = timezone.localtime(at)
+    return f"{at:%a %Y-%m-%d %H:%M:%S}.{at.microsecond // 1000:03} {at:%Z}"
 
 
 def relative(at: datetime) -> str:

@@ -1,4 +1,5 @@
 // The form of a schedule: of the timing's fields, only those of the chosen kind show. Without this all of them do.
+// The list: it is not fetched anew under someone who is being asked whether an action is meant.
 "use strict";
 
 (() => {
@@ -24,6 +25,10 @@
       if (event.target.name === "kind") show(form, event.target.value);
     });
   };
+
+  document.addEventListener("htmx:beforeRequest", (event) => {
+    if (event.target.querySelector("details.confirm[open]")) event.preventDefault();
+  });
 
   if (document.readyState === "loading") document.addEventListener("DOMContentLoaded", start);
   else start();
