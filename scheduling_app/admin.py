@@ -75,7 +75,6 @@ class ScheduleAdmin(admin.ModelAdmin):
     last_outcomes = column("Last outcomes", "_marks.html")
 
     class Media:
-        css = {"all": ["scheduling_app/schedules.css"]}
         js = ["scheduling_app/schedules.js"]
 
     def get_changelist(self, request, **kwargs):

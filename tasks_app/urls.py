@@ -1,16 +1,41 @@
-from django.urls import path, re_path
+from django.urls import path, register_converter
 
 from tasks_app import views
 
+
+class TaskId:
+    """Any text that can be a task's id: slashes and line ends included."""
+
+    regex = "(?s:.+)"
+
+    def to_python(self, value: str) -> str:
+        if "\x00" in value:
+            raise ValueError("No text in Postgres has a NUL.")
+        return value
+
+    def to_url(self, value: str) -> str:
+        return value
+
+
+class TaskPart:
+    """What of a task can be downloaded in full."""
+
+    regex = "args|kwargs|result|traceback"
+    to_python = to_url = staticmethod(str)
+
+
+register_converter(TaskId, "task_id")
+register_converter(TaskPart, "task_part")
+
 app_name = "tasks"
-# A task's id may be any text, slashes included: what is done to one stands before it in the address.
+# A task's id may be any text: what is done to one stands before it in the address.
 urlpatterns = [
     path("", views.overview, name="overview"),
     path("parts/", views.parts_alive, name="parts"),
     path("tasks/", views.task_list, name="list"),
-    path("tasks/-/revoke/<path:task_id>", views.revoke, name="revoke"),
-    path("tasks/-/terminate/<path:task_id>", views.terminate, name="terminate"),
-    path("tasks/-/rerun/<path:task_id>", views.rerun, name="rerun"),
-    re_path(r"^tasks/-/(?P<what>args|kwargs|result)/(?P<task_id>.+)$", views.task_value, name="value"),
-    path("tasks/<path:task_id>", views.task_detail, name="detail"),
+    path("tasks/-/revoke/<task_id:task_id>", views.revoke, name="revoke"),
+    path("tasks/-/terminate/<task_id:task_id>", views.terminate, name="terminate"),
+    path("tasks/-/rerun/<task_id:task_id>", views.rerun, name="rerun"),
+    path("tasks/-/<task_part:what>/<task_id:task_id>", views.task_value, name="value"),
+    path("tasks/<task_id:task_id>", views.task_detail, name="detail"),
 ]
