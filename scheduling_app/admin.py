@@ -4,7 +4,7 @@ from functools import cache
 from django.contrib import admin, messages
 from django.contrib.admin.views.main import ChangeList
 from django.core.exceptions import PermissionDenied
-from django.db.models import Count
+from django.db.models import Count, Q
 from django.http import HttpRequest, HttpResponse
 from django.shortcuts import get_object_or_404, redirect, render
 from django.template.loader import render_to_string
@@ -28,7 +28,7 @@ class StateFilter(admin.SimpleListFilter):
         return list(STATE_WORDS.items())
 
     def queryset(self, request, queryset):
-        return queryset.filter(STATES[self.value()]) if self.value() in STATES else queryset
+        return queryset.filter(STATES.get(self.value() or "", Q()))
 
 
 class ScheduleList(ChangeList):
@@ -38,7 +38,7 @@ class ScheduleList(ChangeList):
         super().get_results(request)
         self.result_list = list(self.result_list)
         for row in outlooks(self.result_list):
-            row.schedule.outlook = row
+            row.schedule.outlook = row  # type: ignore[attr-defined]
 
 
 def column(description: str, template: str, ordering: str | None = None):
@@ -46,7 +46,7 @@ def column(description: str, template: str, ordering: str | None = None):
 
     @admin.display(description=description, ordering=ordering)
     def cell(self, schedule: Schedule) -> str:
-        return render_to_string(f"scheduling_app/{template}", {"row": schedule.outlook})
+        return render_to_string(f"scheduling_app/{template}", {"row": schedule.outlook})  # type: ignore[attr-defined]
 
     return cell
 

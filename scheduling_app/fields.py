@@ -21,7 +21,7 @@ _TOKEN = re.compile(
     r'"(?:\\.|[^"\\])*"|(?P<open>[\[{])|(?P<close>[\]}])|(?P<constant>-?\b(?:NaN|Infinity)\b)', re.DOTALL
 )
 _PYTHONS = {"True": "true", "False": "false", "None": "null"}
-_SHAPES = {list: 'a JSON list, such as [1, "two"]', dict: 'a JSON object, such as {"name": 1}'}
+_SHAPES: dict[type, str] = {list: 'a JSON list, such as [1, "two"]', dict: 'a JSON object, such as {"name": 1}'}
 
 
 class ArgumentsField(forms.CharField):
@@ -34,7 +34,7 @@ class ArgumentsField(forms.CharField):
         self.shape = shape
 
     def to_python(self, value):
-        text = super().to_python(value)
+        text = super().to_python(value) or ""
         if not text.strip():
             return self.shape()
         _check_tokens(text)

@@ -8,7 +8,6 @@ import logging
 from collections import Counter
 from collections.abc import Sequence
 from datetime import datetime, timedelta
-from itertools import islice, takewhile
 from uuid import UUID, uuid5
 
 from celery import current_app
@@ -86,8 +85,8 @@ def _step(schedule: Schedule, running: int) -> list[ScheduleRun]:
         schedule.next_fire_at, schedule.problem = None, f"{error.field}: {error}"[:500]
         return []
     first, now = schedule.next_fire_at, schedule.database_now
-    times = _due_times(schedule, timing, now)
-    schedule.last_fire_at, schedule.next_fire_at = now, timing.next_after(times[-1])
+    times, following = _due_times(schedule, timing, now)
+    schedule.last_fire_at, schedule.next_fire_at = now, following
     runs = []
     for at in times:
         run = _judged(schedule, at, now, running)
@@ -98,18 +97,29 @@ def _step(schedule: Schedule, running: int) -> list[ScheduleRun]:
     return runs
 
 
-def _due_times(schedule: Schedule, timing: Timing, now: datetime) -> list[datetime]:
-    """The times up to `now` to act on: each, or the latest alone."""
+def _due_times(schedule: Schedule, timing: Timing, now: datetime) -> tuple[list[datetime], datetime | None]:
+    """The times up to `now` to act on, each or the latest alone, and the time that follows them."""
     first = schedule.next_fire_at
     if schedule.catch_up == Schedule.CatchUp.ALL:
-        later = islice(timing.times_after(first), Schedule.MAX_CATCH_UP - 1)
-        return [first, *takewhile(lambda at: at <= now, later)]
+        return _walk(timing, first, now, Schedule.MAX_CATCH_UP)
     window = timedelta(minutes=1)
     while window < now - first:  # looks back further and further, so that a long downtime is not walked through
-        if times := list(takewhile(lambda at: at <= now, timing.times_after(now - window))):
-            return times[-1:]
+        if (start := timing.next_after(now - window)) and start <= now:
+            first = start
+            break
         window *= 8
-    return [first, *takewhile(lambda at: at <= now, timing.times_after(first))][-1:]
+    times, following = _walk(timing, first, now)
+    return times[-1:], following
+
+
+def _walk(timing: Timing, first: datetime, now: datetime, limit: int | None = None):
+    """`first` and the times that follow it up to `now`, at most `limit`, and the one after these."""
+    times = [first]
+    for at in timing.times_after(first):
+        if at > now or len(times) == limit:
+            return times, at
+        times.append(at)
+    return times, None
 
 
 def _judged(schedule: Schedule, at: datetime, now: datetime, running: int) -> ScheduleRun:

@@ -4,7 +4,7 @@ Fields that belong to another kind of timing are cleared, whatever they hold: a 
 because of them. Times are typed as the clocks of the schedule's own zone show them.
 """
 
-import inspect
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, tzinfo
 
 from celery import current_app
@@ -14,10 +14,12 @@ from django.core.exceptions import ValidationError
 from django.utils import timezone
 from django.utils.html import format_html
 
+from scheduling_app import clocks
 from scheduling_app.fields import ArgumentsField, WallTimeField
 from scheduling_app.models import Schedule, default_timezone
 from scheduling_app.outlook import STATE_WORDS, Preview, upcoming
-from scheduling_app.triggers import Cron, Timing, TimingError
+from scheduling_app.signatures import misfit, parameters_of, registered_tasks
+from scheduling_app.triggers import Timing, TimingError
 
 Kind = Schedule.Kind
 
@@ -75,7 +77,7 @@ class TimingForm(forms.ModelForm):
         }
 
     def __init__(self, *args, now: datetime | None = None, **kwargs):
-        super().__init__(*args, label_suffix="", **kwargs)
+        super().__init__(*args, **{"label_suffix": "", **kwargs})
         self.now = now or timezone.now()
         self.timing: Timing | None = None
         for name, field in self.fields.items():
@@ -88,26 +90,27 @@ class TimingForm(forms.ModelForm):
 
     def preview(self) -> Preview:
         """The coming times of what the form now says, or of what it was opened with."""
-        key, errors, jitter = self.instance.pk, self.errors, self.instance.jitter
-        timing = self.timing
+        errors: Mapping[str, Sequence] = self.errors
+        timing, jitter = self.timing, self.instance.jitter
         if self.is_bound:
             jitter = self.cleaned_data.get("jitter", 0)
-        elif key:
+        elif self.instance.pk:
             try:
                 timing = self.instance.timing()
             except TimingError as error:
                 errors = {error.field: [str(error)]}
-        if timing is None:
-            named = [name for name in (*TIMING, "jitter") if name in errors]
-            return Preview(complaints=[(self[name].label, said) for name in named for said in errors[name]])
-        return Preview(timing, upcoming(timing, self.now, PREVIEWED, key=key, jitter=jitter), jitter)
+        named = [name for name in (*TIMING, "jitter") if name in errors]
+        if named or timing is None:
+            return Preview(complaints=[(str(self[name].label), str(said)) for name in named for said in errors[name]])
+        times = upcoming(timing, self.now, PREVIEWED, key=self.instance.pk, jitter=jitter)
+        return Preview(timing, times, jitter)
 
     def clean_jitter(self) -> int:
         return self.cleaned_data["jitter"] or 0
 
     def _get_validation_exclusions(self):
         # That a kind has what it needs is said here at the field; the model's constraint would say it once more.
-        return super()._get_validation_exclusions() | {"kind"}
+        return super()._get_validation_exclusions() | {"kind"}  # type: ignore[misc]
 
     def clean(self):
         super().clean()
@@ -128,7 +131,7 @@ class TimingForm(forms.ModelForm):
         """Give the typed wall times their zone."""
         names = [name for name in ("run_at", "start_at", "end_at") if self.cleaned_data.get(name)]
         try:
-            zone = _zone(self.cleaned_data.get("timezone", ""))
+            zone = clocks.zone(self.cleaned_data.get("timezone", ""))
         except TimingError as error:
             if "timezone" not in self.errors:
                 self.add_error("timezone", str(error))
@@ -201,14 +204,12 @@ class ScheduleForm(TimingForm):
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
         self._offer_tasks(self.initial.get("task"))
-        queues, stored = sorted(current_app.amqp.queues), self.initial.get("queue")
-        known = [*queues, stored] if stored and stored not in queues else queues
-        self.fields["queue"].choices = [("", f"{settings.CRON_QUEUE} (default)"), *((name, name) for name in known)]
+        self._offer_queues(self.initial.get("queue"))
         default = current_app.conf.task_default_priority
         self.fields["priority"].help_text = f"0 is the most urgent, 9 the least. Blank: {default}."
 
     def _offer_tasks(self, stored: str | None) -> None:
-        choices = [(name, f"{name}{signature_of(task)}") for name, task in registered_tasks().items()]
+        choices = [(name, f"{name}{parameters_of(task)}") for name, task in registered_tasks().items()]
         if stored and stored not in dict(choices):
             choices.append((stored, f"{stored} (not registered)"))
             self.fields["task"].help_text = format_html(
@@ -216,7 +217,16 @@ class ScheduleForm(TimingForm):
                 "Is its app in INSTALLED_APPS or EXTRA_APPS?",
                 stored,
             )
-        self.fields["task"].choices = [("", "Choose a task"), *choices]
+        self._offer("task", [("", "Choose a task"), *choices])
+
+    def _offer_queues(self, stored: str | None) -> None:
+        names = sorted({*current_app.amqp.queues, *filter(None, [stored])})
+        self._offer("queue", [("", f"{settings.CRON_QUEUE} (default)"), *((name, name) for name in names)])
+
+    def _offer(self, name: str, choices: list[tuple[str, str]]) -> None:
+        field = self.fields[name]
+        assert isinstance(field, forms.ChoiceField)
+        field.choices = choices
 
     def _get_validation_exclusions(self):
         # A TextField's own cleaning would make Python's repr of a list.
@@ -224,57 +234,18 @@ class ScheduleForm(TimingForm):
 
     def clean(self):
         super().clean()
-        if {"task", "args", "kwargs"} <= self.cleaned_data.keys():
-            self._check_arguments(**{name: self.cleaned_data[name] for name in ("task", "args", "kwargs")})
+        call = [self.cleaned_data[name] for name in ("task", "args", "kwargs") if name in self.cleaned_data]
+        if len(call) == 3 and (complaint := misfit(*call)):
+            self.add_error(*complaint)
         if self.timing and self.timing_changed and self.timing.next_after(self.now) is None:
             at = next(name for name in ("run_at", "end_at", "start_at", "kind") if self.cleaned_data[name])
             self.add_error(at, "past: it would not run")
         return self.cleaned_data
 
-    def _check_arguments(self, task: str, args: list, kwargs: dict) -> None:
-        registered = current_app.tasks.get(task)
-        check = getattr(registered, "__header__", None)
-        if check and registered.typing:
-            try:
-                check(*args, **kwargs)
-            except TypeError as error:
-                self.add_error(*_misfit(registered, args, kwargs, error))
-
-
-def registered_tasks() -> dict:
-    """The tasks that a schedule can name, by their names."""
-    return {name: task for name, task in sorted(current_app.tasks.items()) if not name.startswith("celery.")}
-
-
-def signature_of(task) -> str:
-    """A task's parameters, `(command, *args, **options)`, cut where they are many."""
-    parameters = inspect.signature(task.run).parameters.values()
-    bare = inspect.Signature([each.replace(annotation=inspect.Parameter.empty) for each in parameters])
-    text = str(bare)
-    return text if len(text) <= 80 else f"{text[:79]}…"
-
-
-def _misfit(task, args: list, kwargs: dict, error: TypeError) -> tuple[str, str]:
-    """The field at fault, and in plain words why these arguments do not fit the task."""
-    parameters = inspect.signature(task.run).parameters
-    takes = f"{task.name} takes {signature_of(task)}"
-    keyword_only = {name for name, each in parameters.items() if each.kind is each.KEYWORD_ONLY}
-    try:
-        inspect.signature(task.run).bind(*args, **kwargs)
-    except TypeError as plainer:
-        error = plainer
-    text = str(error)
-    of_kwargs = "keyword" in text or "multiple values" in text or any(repr(name) in text for name in keyword_only)
-    return "kwargs" if of_kwargs else "args", f"{text[0].upper()}{text[1:]}: {takes}."
-
-
-def _zone(name: str) -> tzinfo:
-    return Cron("* * * * *", timezone=name).zone
-
 
 def _wall(moment: datetime, zone: str) -> datetime:
     try:
-        return moment.astimezone(_zone(zone)).replace(tzinfo=None, microsecond=0)
+        return moment.astimezone(clocks.zone(zone)).replace(tzinfo=None, microsecond=0)
     except TimingError:  # written by SQL; the form says so at the field
         return moment.replace(tzinfo=None, microsecond=0)
 

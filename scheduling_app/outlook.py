@@ -14,7 +14,9 @@ from django.conf import settings
 from django.contrib.postgres.expressions import ArraySubquery
 from django.db.models import F, OuterRef, Q
 from django.db.models.functions import JSONObject
+from django.utils import timezone
 
+from scheduling_app.firing import PUNCTUAL
 from scheduling_app.models import Schedule, ScheduleRun
 from scheduling_app.triggers import PreviewTime, Timing, TimingError, jittered, preview
 from tasks_app.models import TaskRecord, printable
@@ -60,10 +62,6 @@ class Mark:
             detail=run["detail"],
             task_id=run["record_id"],
         )
-
-    @property
-    def has_task(self) -> bool:
-        return self.phase not in ("skipped", "fired")
 
     @property
     def late(self) -> timedelta:
@@ -116,6 +114,10 @@ class Outlook:
     @property
     def next_run_at(self) -> datetime | None:
         return self.schedule.next_fire_at if self.state == ON else None
+
+    @property
+    def is_overdue(self) -> bool:
+        return self.next_run_at is not None and self.next_run_at < timezone.now() - PUNCTUAL
 
     @property
     def last_run_at(self) -> datetime | None:
@@ -180,8 +182,9 @@ def _phase(run: dict) -> str:
         return "skipped"
     if run["record__state"] is None:
         return "fired"
-    return TaskRecord(state=run["record__state"], eta=_moment(run["record__eta"])).phase
+    eta = run["record__eta"]
+    return TaskRecord(state=run["record__state"], eta=eta and _moment(eta)).phase
 
 
-def _moment(value: datetime | str | None) -> datetime | None:
+def _moment(value: datetime | str) -> datetime:
     return datetime.fromisoformat(value) if isinstance(value, str) else value

@@ -5,6 +5,7 @@ The worker's parent process, which reports time limits and killed children, come
 """
 
 import logging
+from functools import cached_property
 
 from celery import states as celery_states
 from celery.exceptions import TaskRevokedError
@@ -14,7 +15,7 @@ from django_celery_results.models import TaskResult
 
 from tasks_app import states
 from tasks_app.execution import foreign_record, gen_of
-from tasks_app.models import TaskRecord, fast_cursor, printable
+from tasks_app.models import TaskRecord, execute, printable
 from tasks_app.notify import DUE_CHANNEL, notify
 
 logger = logging.getLogger(__name__)
@@ -44,6 +45,10 @@ ON CONFLICT (task_id) DO UPDATE SET
 
 class RecordBackend(DatabaseBackend):
     """Keeps results where django-celery-results does, and the console's record in step with them."""
+
+    @cached_property
+    def _is_extended(self) -> bool:
+        return bool(self.app.conf.result_extended)
 
     def mark_as_done(self, task_id, result, request=None, store_result=True, state=celery_states.SUCCESS):
         if store_result:
@@ -86,12 +91,12 @@ class RecordBackend(DatabaseBackend):
             return super()._store_result(task_id, result, status, traceback, request, using)
         content_type, content_encoding, encoded = self.encode_content(result)
         meta = {**self._get_meta_from_request(request), "children": self.current_task_children(request)}
-        extended = self._get_extended_properties(request, traceback)
+        extended = self._get_extended_properties(request, traceback) if self._is_extended else {}
         traceback = printable(traceback) if traceback else None
         exception = _exception_words(result) if status in states.EXCEPTION_STATES else ("", "")
         self._close(task_id, status, request, encoded, exception, [
             task_id, status, content_type, content_encoding, encoded, traceback, self.encode_content(meta)[2],
-            extended["task_args"], extended["task_kwargs"], extended["periodic_task_name"],
+            extended.get("task_args"), extended.get("task_kwargs"), extended.get("periodic_task_name"),
         ])  # fmt: skip
         return encoded
 
@@ -101,15 +106,13 @@ class RecordBackend(DatabaseBackend):
         preview = "" if exception[0] else encoded[:200]
         values = [state, preview, *exception, task_id, gen, *result_row]
         sql = _CLOSE_WITH_RESULT if result_row else _CLOSE
-        with fast_cursor() as cursor:
-            cursor.execute(sql, values)
-            if cursor.rowcount:
-                return
-            if TaskRecord.objects.filter(task_id=task_id).exists():
-                _log_fenced(task_id, state)
-                return
-            TaskRecord.objects.adopt(foreign_record(request, task_id))
-            cursor.execute(sql, values)
+        if execute(sql, values).rowcount:
+            return
+        if TaskRecord.objects.filter(task_id=task_id).exists():
+            _log_fenced(task_id, state)
+            return
+        TaskRecord.objects.adopt(foreign_record(request, task_id))
+        execute(sql, values)
 
     def _get_task_meta_for(self, task_id):
         """As django-celery-results tells it; where that has no result, as the record does."""

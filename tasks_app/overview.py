@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from django.db.models import Count, Max, Min, Q
-from django.db.models.functions import TruncMinute
+from django.db.models.functions import Left, TruncMinute
 from django.utils import timezone
 
 from tasks_app import states
@@ -67,13 +67,14 @@ def failing() -> list[dict]:
         .annotate(count=Count("pk"), last=Max("finished_at"), newest=Max("pk"))
     )
     rows = list(groups.order_by("-count", "name")[:FAILURES])
-    examples = TaskRecord.objects.in_bulk([row["newest"] for row in rows])
-    return [row | {"record": examples[row["newest"]]} for row in rows]
+    examples = TaskRecord.objects.annotate(message=Left("exc_message", 100)).values("pk", "task_id", "message")
+    newest = {example["pk"]: example for example in examples.filter(pk__in=[row["newest"] for row in rows])}
+    return [row | newest[row["newest"]] for row in rows if row["newest"] in newest]
 
 
 def queues() -> list[dict]:
     """What waits in each queue, and since when."""
     waiting = TaskRecord.objects.filter(PHASES["queued"])
-    return list(
+    return list(  # type: ignore[arg-type]
         waiting.order_by().values("queue").annotate(count=Count("pk"), oldest=Min("created_at")).order_by("queue")
     )

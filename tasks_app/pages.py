@@ -3,14 +3,14 @@
 A page's live part is its own address, asked for by htmx: the same view answers with a fragment.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from django.contrib import admin
 from django.contrib.admin.models import CHANGE, LogEntry
 from django.contrib.auth.decorators import user_passes_test
 from django.core.exceptions import PermissionDenied
-from django.db.models import QuerySet
+from django.db.models import Model
 from django.http import HttpRequest, HttpResponse
 from django.shortcuts import render
 from django.utils.cache import patch_cache_control, patch_vary_headers
@@ -43,6 +43,6 @@ def page_or_part(request: HttpRequest, page: str, part: str, context: dict) -> H
     return response
 
 
-def log(user, rows: QuerySet, words: str) -> None:
+def log(user, rows: Iterable[Model], words: str) -> None:
     """Write what someone did to these rows into their history, in the current transaction."""
     LogEntry.objects.log_actions(user.pk, rows, CHANGE, change_message=words)

@@ -20,17 +20,19 @@ from tasks_app.client import CeleryClient
 from tasks_app.forms import TaskFilter
 from tasks_app.health import check_celery_health
 from tasks_app.models import PHASES, TaskRecord
-from tasks_app.pages import log, page_or_part, staff_with
+from tasks_app.pages import is_live, log, page_or_part, staff_with
 from tasks_app.tracebacks import frames
 
 VIEW, CHANGE = "tasks_app.view_taskrecord", "tasks_app.change_taskrecord"
-#: Rows of a page, and characters of a value shown at first.
-ROWS, SHOWN = 50, 10_000
+#: Rows of a page, and characters of a value shown at first, on the task's page and in a list.
+ROWS, SHOWN, SHOWN_IN_LIST = 50, 10_000, 300
+#: The answer at which htmx asks no more.
+STOP_POLLING = 286
 #: Seconds that a page's part waits for the broker and the workers.
 PATIENCE = 1.0
 _LISTED = (
     "task_id", "name", "state", "queue", "attempt", "retries", "eta", "publish_at", "created_at", "started_at",
-    "finished_at", "result_preview", "exc_type", "exc_message",
+    "finished_at", "result_preview", "exc_type",
 )  # fmt: skip
 
 
@@ -42,7 +44,7 @@ def overview(request: HttpRequest) -> HttpResponse:
         "can_view": request.user.has_perm(VIEW),
         "phases": figures.phases_now(),
         "minutes": figures.minutes(),
-        "failing": figures.failing(),
+        "failing": figures.failing() if request.user.has_perm(VIEW) else [],
         "queues": figures.queues(),
     }
     return page_or_part(request, "tasks_app/overview.html", "tasks_app/_overview.html", context)
@@ -64,7 +66,7 @@ def task_list(request: HttpRequest) -> HttpResponse:
     form = TaskFilter(request.GET)
     form.is_valid()
     asked = form.cleaned_data
-    if asked.get("q") and TaskRecord.objects.filter(task_id=asked["q"]).exists():
+    if asked.get("q") and not is_live(request) and TaskRecord.objects.filter(task_id=asked["q"]).exists():
         return redirect("tasks:detail", asked["q"])
     records = list(_found(asked)[: ROWS + 1])
     context = {
@@ -84,20 +86,25 @@ def task_list(request: HttpRequest) -> HttpResponse:
 def task_detail(request: HttpRequest, task_id: str) -> HttpResponse:
     record = get_object_or_404(TaskRecord.objects.select_related("replay_of"), task_id=task_id)
     result = TaskResult.objects.filter(task_id=task_id).first()
+    traceback = result.traceback if result else None
     context = {
         "title": record.name,
         "record": record,
         "args": _shown(json.dumps(record.args, indent=2, ensure_ascii=False)),
         "kwargs": _shown(json.dumps(record.kwargs, indent=2, ensure_ascii=False)),
         "result": _shown(_pretty(result.result)) if result and record.state == states.SUCCESS else None,
-        "frames": frames(result.traceback) if result and result.traceback else [],
-        "attempts": record.attempts.all(),
+        "traceback": _shown(traceback) if traceback else None,
+        "frames": frames(_ends(traceback)) if traceback else [],
+        "attempts": record.attempts.defer("traceback").annotate(traceback_start=Left("traceback", SHOWN)),
         "family": _family(record),
         "earlier": TaskRecord.objects.filter(name=record.name, pk__lt=record.pk).only(*_LISTED)[:8],
         "run": getattr(record, "schedule_run", None),
         "can_change": request.user.has_perm(CHANGE),
     }
-    return page_or_part(request, "tasks_app/task_detail.html", "tasks_app/_task_live.html", context)
+    response = page_or_part(request, "tasks_app/task_detail.html", "tasks_app/_task_live.html", context)
+    if is_live(request) and not record.is_unfinished:
+        response.status_code = STOP_POLLING
+    return response
 
 
 @require_safe
@@ -105,12 +112,13 @@ def task_detail(request: HttpRequest, task_id: str) -> HttpResponse:
 def task_value(request: HttpRequest, task_id: str, what: str) -> HttpResponse:
     """A value in full, as a file."""
     record = get_object_or_404(TaskRecord, task_id=task_id)
-    if what == "result":
-        text = _pretty(get_object_or_404(TaskResult, task_id=task_id).result)
-    else:
+    if what in ("args", "kwargs"):
         text = json.dumps(getattr(record, what), indent=2, ensure_ascii=False)
+    else:
+        result = get_object_or_404(TaskResult, task_id=task_id)
+        text = _pretty(result.result) if what == "result" else result.traceback or ""
     response = HttpResponse(text.encode("utf-8", "backslashreplace"), content_type="text/plain; charset=utf-8")
-    response["Content-Disposition"] = f'attachment; filename="{what}.json"'
+    response["Content-Disposition"] = f'attachment; filename="{what}.txt"'
     return response
 
 
@@ -162,7 +170,8 @@ def _said_of_revoke(state: str | None) -> str:
 
 
 def _found(asked: dict):
-    records = TaskRecord.objects.only(*_LISTED).annotate(args_start=Left("args", 120), kwargs_start=Left("kwargs", 120))
+    starts = {f"{name}_start": Left(name, SHOWN_IN_LIST) for name in ("args", "kwargs", "exc_message")}
+    records = TaskRecord.objects.only(*_LISTED).annotate(**starts)
     if asked.get("phase"):
         records = records.filter(PHASES[asked["phase"]])
     if name := asked.get("q"):
@@ -183,6 +192,13 @@ def _pretty(encoded: str | None) -> str:
         return json.dumps(json.loads(encoded or "null"), indent=2, ensure_ascii=False)
     except ValueError:
         return encoded or ""
+
+
+def _ends(text: str) -> str:
+    """`text` without its middle where it is long: a traceback is read from both ends."""
+    if len(text) <= SHOWN:
+        return text
+    return f"{text[: SHOWN // 2]}\n…\n{text[-SHOWN // 2 :]}"
 
 
 def _shown(text: str) -> dict:

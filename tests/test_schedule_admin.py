@@ -274,6 +274,19 @@ def test_the_preview_is_for_staff_who_may_view_or_add(client, staff):
     assert staff("view").post(PREVIEW, data).status_code == 200
 
 
+def test_the_preview_can_be_asked_for_by_get_and_by_those_who_only_add(staff):
+    text = staff("add").get(PREVIEW, {"kind": "cron", "cron": "@daily", "timezone": "UTC"}).text
+    assert "at 00:00" in text
+    assert text.count('class="schedule-time"') == 10
+
+
+def test_those_who_only_add_get_the_form(staff):
+    client = staff("add")
+    assert client.get(ADD).status_code == 200
+    client.post(ADD, filled())
+    assert Schedule.objects.get().name == "Nightly"
+
+
 def test_the_preview_is_refused_without_permission(staff):
     assert staff().post(PREVIEW, {}).status_code == 403
 

@@ -284,3 +284,27 @@ def test_what_fires_next_comes_soonest_first_and_without_the_paused(operator):
 
 def test_nothing_to_fire_is_said(operator):
     assert "Nothing is due" in operator.get(NEXT).text
+
+
+def test_what_no_scheduler_fired_is_shown_as_overdue(operator, schedule):
+    assert "Does one run?" not in operator.get(LIST).text
+    Schedule.objects.update(next_fire_at=timezone.now() - timedelta(minutes=3))
+    text = operator.get(LIST).text
+    assert "Does one run?" in text
+    assert "3 min ago" in text
+
+
+def test_the_shown_coming_times_are_those_that_fire(operator):
+    schedule = make(kind="interval", cron="", every=7, unit="minutes")
+    coming = operator.get(detail(schedule)).context["preview"].times
+    assert coming[0].due.at == schedule.next_fire_at
+    Schedule.objects.update(next_fire_at=timezone.now())
+    firing.fire_due()
+    assert ScheduleRun.objects.get().outcome == "fired"
+    assert coming[0].due.at == Schedule.objects.get().next_fire_at
+
+
+def test_a_poll_of_what_comes_next_is_answered_once(operator):
+    make(cron="0 0 1 1 *")
+    first = operator.get(NEXT)
+    assert operator.get(NEXT, headers={"If-None-Match": first["ETag"]}).status_code == 304

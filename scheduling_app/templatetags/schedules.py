@@ -16,8 +16,10 @@ register = template.Library()
 def outcome(mark: Mark) -> SafeString:
     """A small mark for what became of a run, in the colour and shape of its state; it leads to the task."""
     said = f"{mark.phase}, {mark.reason}: due {exact(mark.scheduled_for)}" + (f". {mark.detail}" if mark.detail else "")
-    if mark.has_task:
-        return format_html('<a href="{}" title="{}">{}</a>', _address(mark.task_id), said, _drawn(mark.phase))
+    if mark.task_id:
+        return format_html(
+            '<a href="{}" title="{}">{}</a>', reverse("tasks:detail", args=[mark.task_id]), said, _drawn(mark.phase)
+        )
     return format_html('<span title="{}">{}</span>', said, _drawn(mark.phase))
 
 
@@ -25,10 +27,6 @@ def outcome(mark: Mark) -> SafeString:
 def phase(mark: Mark) -> SafeString:
     """What became of a run: colour, icon and word."""
     return _drawn(mark.phase)
-
-
-def _address(task_id: str) -> str:
-    return reverse("tasks:detail", args=[task_id])
 
 
 @cache

@@ -1,3 +1,4 @@
+import re
 from datetime import datetime, timedelta
 
 from django import template
@@ -58,8 +59,24 @@ def state(record: TaskRecord) -> dict:
 
 
 @register.filter
+def readable(encoded: str) -> str:
+    """The start of a JSON text, with the characters that its escapes stand for."""
+    plain = _ESCAPES.sub(_unescaped, encoded)
+    return plain.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+
+
+#: A character's escape, whole or cut off. Other pairs are passed over: after two backslashes, `u0041` is text.
+_ESCAPES = re.compile(r"(\\[^u])|\\(?:u([0-9a-f]{4})|u?[0-9a-f]{0,3}$)")
+
+
+def _unescaped(found: re.Match) -> str:
+    pair, code = found.groups()
+    return pair or (chr(int(code, 16)) if code else "")
+
+
+@register.filter
 def call(record: TaskRecord) -> str:
     """The arguments as one would write them, short: `1, "a", key=2`."""
-    words = record.args_start.removeprefix("[").removesuffix("]")
-    named = record.kwargs_start
+    words = readable(record.args_start).removeprefix("[").removesuffix("]")
+    named = readable(record.kwargs_start)
     return ", ".join(part for part in (words, "" if named == "{}" else named) if part)

@@ -25,9 +25,19 @@ def site(committed) -> Iterator[str]:  # noqa: F811
     """The site's address, served by gunicorn as in production."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
-        address = "127.0.0.1:{}".format(free.getsockname()[1])
+        address = f"127.0.0.1:{free.getsockname()[1]}"
     gunicorn = subprocess.Popen(
-        [sys.executable, "-m", "gunicorn", "taskconsole.wsgi", "--bind", address, "--threads", "8", "--no-control-socket"],
+        [
+            sys.executable,
+            "-m",
+            "gunicorn",
+            "taskconsole.wsgi",
+            "--bind",
+            address,
+            "--threads",
+            "8",
+            "--no-control-socket",
+        ],
         cwd=settings.BASE_DIR,
         start_new_session=True,
     )
@@ -66,7 +76,9 @@ def page(site, browser) -> Iterator[Page]:
     complaints: list[str] = []
     page.on("console", lambda message: complaints.append(message.text) if message.type == "error" else None)
     page.on("pageerror", lambda error: complaints.append(str(error)))
-    page.on("response", lambda answer: complaints.append(f"{answer.status} {answer.url}") if answer.status >= 500 else None)
+    page.on(
+        "response", lambda answer: complaints.append(f"{answer.status} {answer.url}") if answer.status >= 500 else None
+    )
     yield page
     context.close()
     assert complaints == []

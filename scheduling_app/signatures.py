@@ -1,0 +1,46 @@
+"""Which tasks there are to schedule, what they take, and whether given arguments fit."""
+
+import inspect
+
+from celery import Task, current_app
+
+#: Characters of a signature that are shown.
+LONGEST = 80
+
+
+def registered_tasks() -> dict[str, Task]:
+    """The tasks that a schedule can name, by their names."""
+    return {name: task for name, task in sorted(current_app.tasks.items()) if not name.startswith("celery.")}
+
+
+def parameters_of(task: Task) -> str:
+    """A task's parameters, `(command, *args, **options)`, cut where they are many."""
+    parameters = inspect.signature(task.run).parameters.values()
+    text = str(inspect.Signature([each.replace(annotation=each.empty) for each in parameters]))
+    return text if len(text) <= LONGEST else f"{text[: LONGEST - 1]}…"
+
+
+def misfit(name: str, args: list, kwargs: dict) -> tuple[str, str] | None:
+    """Why these arguments do not fit a task, as ("args" or "kwargs", complaint); by the check that `delay` makes."""
+    task = current_app.tasks.get(name)
+    check = getattr(task, "__header__", None)  # a task from a class has none
+    if task is None or check is None or not task.typing:
+        return None
+    try:
+        check(*args, **kwargs)
+    except TypeError as error:
+        return _complaint(task, args, kwargs, error)
+    return None
+
+
+def _complaint(task: Task, args: list, kwargs: dict, error: TypeError) -> tuple[str, str]:
+    signature = inspect.signature(task.run)
+    try:
+        signature.bind(*args, **kwargs)
+    except TypeError as plainer:  # than Python's own, which counts `self` in
+        error = plainer
+    text = str(error)
+    keyword_only = [name for name, each in signature.parameters.items() if each.kind is each.KEYWORD_ONLY]
+    of_kwargs = "keyword" in text or "multiple values" in text or any(repr(name) in text for name in keyword_only)
+    field = "kwargs" if of_kwargs else "args"
+    return field, f"{text[0].upper()}{text[1:]}: {task.name} takes {parameters_of(task)}."

@@ -1,0 +1,567 @@
+"""The pages of the tasks: is it healthy, what happened, what about this one, and who may do what."""
+
+from datetime import datetime, timedelta
+
+import pytest
+from celery import current_app
+from django.contrib.admin.models import LogEntry
+from django.contrib.auth.models import Permission
+from django.db import connection
+from django.test import Client
+from django.test.utils import CaptureQueriesContext
+from django.urls import reverse
+from django.utils import timezone
+from django.utils.html import escape
+from django_celery_results.models import TaskResult
+from kombu.exceptions import OperationalError
+
+from scheduling_app.models import Schedule, ScheduleRun
+from tasks_app import states, views
+from tasks_app.client import CeleryClient
+from tasks_app.exceptions import TaskNotFound
+from tasks_app.health import Health
+from tasks_app.models import TaskRecord
+from tasks_app.templatetags.console import readable
+
+pytestmark = pytest.mark.django_db
+
+OVERVIEW, LIST, PARTS = reverse("tasks:overview"), reverse("tasks:list"), reverse("tasks:parts")
+ACTIONS = ("revoke", "terminate", "rerun")
+HTMX = {"HX-Request": "true"}
+HOSTILE = [
+    "<img src=x onerror=alert(1)>",
+    '"><script>alert(2)</script>',
+    "</pre><script>alert(3)</script>",
+    "javascript:alert(5)",
+    "{{ 7|add:7 }}",
+]
+
+
+@pytest.fixture
+def signed_in(django_user_model, client):
+    def sign_in(*actions: str, is_staff: bool = True):
+        user = django_user_model.objects.create(username="someone", is_staff=is_staff)
+        names = [f"{action}_taskrecord" for action in actions]
+        user.user_permissions.set(Permission.objects.filter(codename__in=names))
+        client.force_login(user)
+        return client
+
+    return sign_in
+
+
+@pytest.fixture
+def viewer(signed_in):
+    return signed_in("view")
+
+
+@pytest.fixture
+def operator(signed_in):
+    return signed_in("view", "change")
+
+
+def add(**fields) -> TaskRecord:
+    """A record, by default of a task that waits."""
+    task_id = fields.setdefault("task_id", f"task-{TaskRecord.objects.count()}")
+    fields = {"name": "sample.echo", "args": ["x"], "queue": "celery_queue", "root_id": task_id} | fields
+    if fields.get("state") in states.READY_STATES:
+        now = timezone.now()
+        fields = {"attempt": 1, "started_at": now - timedelta(seconds=2), "finished_at": now} | fields
+    return TaskRecord.objects.create(**fields)
+
+
+def detail(task_id: str) -> str:
+    return reverse("tasks:detail", args=[task_id])
+
+
+def action(name: str, task_id: str) -> str:
+    return reverse(f"tasks:{name}", args=[task_id])
+
+
+def shown(response) -> list[str]:
+    return [record.task_id for record in response.context["records"]]
+
+
+def said(response) -> list[str]:
+    return [str(message) for message in response.context["messages"]]
+
+
+# Who may see and do what
+
+
+@pytest.mark.parametrize("url", [OVERVIEW, PARTS, LIST, detail("x"), "/tasks/-/args/x"])
+def test_pages_ask_to_sign_in(client, url):
+    response = client.get(url)
+    assert response.status_code == 302
+    assert response.url.startswith("/admin/login/?next=")
+
+
+@pytest.mark.parametrize("url", [LIST, detail("x"), "/tasks/-/args/x"])
+def test_pages_of_tasks_are_refused_without_the_permission(signed_in, url):
+    assert signed_in().get(url).status_code == 403
+
+
+@pytest.mark.parametrize("url", [OVERVIEW, PARTS, LIST])
+def test_pages_are_refused_to_those_who_are_no_staff(signed_in, url):
+    assert signed_in("view", "change", is_staff=False).get(url).status_code == 403
+
+
+@pytest.mark.parametrize("name", ACTIONS)
+def test_actions_take_a_post_with_a_token_from_those_who_may_change(signed_in, django_user_model, name):
+    record = add()
+    url = action(name, record.task_id)
+    assert Client().post(url).status_code == 302
+    client = signed_in("view")
+    assert client.get(url).status_code == 405
+    assert client.post(url).status_code == 403
+    strict = Client(enforce_csrf_checks=True)
+    strict.force_login(django_user_model.objects.create_superuser("root"))
+    assert strict.post(url).status_code == 403
+    assert not LogEntry.objects.exists()
+    assert TaskRecord.objects.get().state == states.PENDING
+
+
+def test_the_overview_without_the_permission_tells_of_no_task(signed_in):
+    add(state=states.FAILURE, exc_type="ValueError", exc_message="the secret of ledger-7")
+    text = signed_in().get(OVERVIEW).text
+    assert "ledger-7" not in text
+    assert "ValueError" not in text
+    assert detail("task-0") not in text
+
+
+def test_buttons_that_would_be_refused_are_not_shown(signed_in):
+    add()
+    assert "Run it again" not in signed_in("view").get(detail("task-0")).text
+
+
+# The list
+
+
+def test_the_list_tells_what_happened(viewer):
+    add(state=states.FAILURE, exc_type="ValueError", exc_message="no ledger")
+    text = viewer.get(LIST).text
+    assert "ValueError: no ledger" in text
+    assert f'href="{detail("task-0")}"' in text
+    assert 'data-phase="failed"' in text
+
+
+def test_an_empty_list_says_what_to_do(viewer):
+    assert "No tasks yet" in viewer.get(LIST).text
+    assert "No task matches" in viewer.get(LIST, {"phase": "failed"}).text
+
+
+@pytest.mark.parametrize(
+    ("phase", "fields"),
+    [
+        ("scheduled", {"eta": timezone.now() + timedelta(days=1)}),
+        ("queued", {}),
+        ("running", {"state": states.STARTED, "started_at": timezone.now()}),
+        ("retrying", {"state": states.RETRY}),
+        ("succeeded", {"state": states.SUCCESS}),
+        ("failed", {"state": states.FAILURE}),
+        ("revoked", {"state": states.REVOKED}),
+        ("ignored", {"state": states.IGNORED}),
+        ("rejected", {"state": states.REJECTED}),
+    ],
+)
+def test_the_list_is_filtered_by_what_people_call_a_state(viewer, phase, fields):
+    others = [{"state": states.SUCCESS if phase != "succeeded" else states.FAILURE}, {"state": states.STARTED}]
+    wanted = add(**fields)
+    for other in others[: 1 if phase == "running" else 2]:
+        add(**other)
+    response = viewer.get(LIST, {"phase": phase})
+    assert shown(response) == [wanted.task_id]
+    assert wanted.phase == phase
+    assert f"</svg>{phase}</span>" in response.text, "a word beside the colour"
+
+
+def test_the_list_is_filtered_by_name_whole_or_in_part(viewer):
+    add(name="sample.echo"), add(name="sample.fail"), add(name="other.sample.echo")
+    assert shown(viewer.get(LIST, {"q": "sample.echo"})) == ["task-0"], "a task's name is that task alone"
+    assert shown(viewer.get(LIST, {"q": "AMPLE"})) == ["task-2", "task-1", "task-0"]
+
+
+def test_the_search_for_an_id_leads_to_its_page_but_never_a_live_part(viewer):
+    add(task_id="a/b")
+    assert viewer.get(LIST, {"q": "a/b"}).url == detail("a/b")
+    assert viewer.get(LIST, {"q": "a/b"}, headers=HTMX).status_code == 200
+
+
+@pytest.mark.parametrize(
+    "query",
+    [{"phase": "nope"}, {"q": "\x00"}, {"q": "x" * 400}, {"before": "-1"}, {"before": "9" * 30}, {"before": "zz"}],
+)
+def test_what_is_not_valid_is_not_asked_for(viewer, query):
+    add()
+    assert shown(viewer.get(LIST, query)) == ["task-0"]
+
+
+def test_the_list_is_paged_by_key(viewer, monkeypatch):
+    monkeypatch.setattr(views, "ROWS", 2)
+    records = [add() for _ in range(3)]
+    first = viewer.get(LIST)
+    assert shown(first) == ["task-2", "task-1"]
+    assert f"before={records[1].pk}" in first.text
+    older = viewer.get(LIST, {"before": records[1].pk})
+    assert shown(older) == ["task-0"]
+    assert "every 2s" in first.text
+    assert "every 2s" not in older.text, "an older page stays where one reads"
+
+
+def test_large_arguments_results_and_messages_stay_out_of_the_list(viewer):
+    huge = "x" * 5_000_000
+    for _ in range(3):
+        add(args=[huge], kwargs={"k": huge}, state=states.FAILURE, exc_type="ValueError", exc_message=huge)
+    with CaptureQueriesContext(connection) as queries:
+        response = viewer.get(LIST)
+    assert len(response.content) < 50_000
+    tasks = [query["sql"] for query in queries if 'FROM "tasks_app_taskrecord"' in query["sql"]]
+    assert len(tasks) == 1
+    assert "LEFT(" in tasks[0]
+
+
+def test_the_number_of_queries_does_not_grow_with_the_rows(viewer):
+    def count() -> int:
+        with CaptureQueriesContext(connection) as queries:
+            viewer.get(LIST)
+        return len(queries)
+
+    add(state=states.FAILURE, exc_type="E", exc_message="m")
+    few = count()
+    for _ in range(10):
+        add(state=states.FAILURE, exc_type="E", exc_message="m")
+    assert count() == few
+
+
+def test_what_was_typed_reads_as_it_was_typed(viewer):
+    word = "北京 Ærø 😀 العربية"
+    add(args=[word], kwargs={"ключ": 1})
+    text = viewer.get(LIST).text
+    assert word in text
+    assert "ключ" in text
+    assert word in viewer.get(detail("task-0")).text
+
+
+@pytest.mark.parametrize(
+    ("encoded", "plain"),
+    [
+        (r'"\u5317\u4eac"', '"北京"'),
+        (r"\ud83d\ude00", "😀"),
+        (r"\ud83d", "�"),
+        (r"a\u53", "a"),
+        ("a\\", "a"),
+        (r"\\u0041", r"\\u0041"),
+        (r"\\\u0041", r"\\A"),
+        (r"\n\"", r"\n\""),
+        ("", ""),
+    ],
+)
+def test_the_start_of_a_json_text_is_made_readable(encoded, plain):
+    assert readable(encoded) == plain
+
+
+# A task's page
+
+
+@pytest.mark.parametrize("task_id", ["abc", "x" * 300, "a/b", "🦄", "-/nope/x"])
+def test_an_unknown_id_is_not_found(operator, task_id):
+    assert operator.get(detail(task_id)).status_code == 404
+    assert operator.post(action("rerun", task_id)).status_code == 404
+
+
+@pytest.mark.parametrize("url", ["/tasks/%00", "/tasks/a%00b", "/tasks/%ff", "/tasks/-/nope/x"])
+def test_an_address_that_can_be_no_tasks_is_not_found(viewer, url):
+    assert viewer.get(url).status_code == 404
+
+
+@pytest.mark.parametrize(
+    "task_id", ["a/b?c=d#e", "line\nbreak\n", "ü 🦄", " ", "%41", "'\"><svg onload=alert(4)>", "a//b/"]
+)
+def test_any_text_can_be_an_id(operator, task_id):
+    add(task_id=task_id)
+    url = detail(task_id)
+    assert f'href="{escape(url)}"' in operator.get(LIST).text
+    assert operator.get(url).context["record"].task_id == task_id
+    operator.post(action("revoke", task_id))
+    assert TaskRecord.objects.get().state == states.REVOKED
+
+
+def test_the_timeline_tells_what_happened_and_how_long_it_took(viewer):
+    created = timezone.now() - timedelta(minutes=1)
+    record = add(
+        state=states.SUCCESS,
+        created_at=created,
+        published_at=created,
+        started_at=created + timedelta(seconds=1.2),
+        finished_at=created + timedelta(seconds=1.54),
+        worker="celery@a",
+        worker_pid=77,
+        attempt=2,
+    )
+    record.attempts.create(
+        attempt=1,
+        state="RETRY",
+        worker="w",
+        finished_at=created,
+        exc_type="OSError",
+        exc_message="away",
+        traceback="File 1",
+    )
+    text = viewer.get(detail(record.task_id)).text
+    for words in (
+        "created",
+        "published",
+        "run 1, to be retried",
+        "OSError: away",
+        "run 2 started",
+        "celery@a, process 77",
+    ):
+        assert words in text
+    assert "ran 340 ms" in text
+
+
+def test_its_result_its_arguments_and_its_traceback_are_shown(viewer):
+    add(state=states.SUCCESS, args=[{"order": 4711}])
+    TaskResult.objects.create(task_id="task-0", status="SUCCESS", result='{"sum": 42}')
+    text = viewer.get(detail("task-0")).text
+    assert "&quot;order&quot;: 4711" in text
+    assert "&quot;sum&quot;: 42" in text
+
+
+def test_frames_of_libraries_are_folded_away(viewer):
+    add(state=states.FAILURE, exc_type="ValueError", exc_message="no")
+    TaskResult.objects.create(task_id="task-0", status="FAILURE", traceback=TRACEBACK)
+    text = viewer.get(detail("task-0")).text
+    assert "1 frame of libraries" in text
+    assert "/srv/shop/tasks.py" in text.split("1 frame of libraries")[1].split("</details>")[1]
+
+
+def test_large_values_are_cut_and_can_be_downloaded_in_full(viewer):
+    huge = "y" * 3_000_000
+    add(state=states.FAILURE, args=[huge], exc_type="ValueError", exc_message=huge)
+    TaskResult.objects.create(task_id="task-0", status="FAILURE", traceback=f"{TRACEBACK}\n{huge} the end")
+    response = viewer.get(detail("task-0"))
+    assert len(response.content) < 100_000
+    assert "/srv/shop/tasks.py" in response.text
+    assert "the end" in response.text
+    for what in ("args", "traceback"):
+        url = reverse("tasks:value", args=[what, "task-0"])
+        assert f'href="{url}"' in response.text
+        download = viewer.get(url)
+        assert len(download.content) > len(huge)
+        assert download["Content-Type"] == "text/plain; charset=utf-8"
+        assert download["Content-Disposition"].startswith("attachment")
+
+
+def test_markup_in_what_was_typed_or_returned_stays_text(viewer):
+    for hostile in HOSTILE:
+        record = add(
+            name=hostile,
+            args=[hostile],
+            kwargs={hostile: {"__html__": hostile}},
+            state=states.FAILURE,
+            exc_type="ValueError",
+            exc_message=hostile,
+            queue=hostile,
+            worker=hostile,
+        )
+        TaskResult.objects.create(task_id=record.task_id, status="FAILURE", traceback=hostile)
+    pages = [LIST, f"{LIST}?q=%22%3E%3Csvg%20onload=alert(4)%3E", OVERVIEW]
+    for url in pages + [detail(f"task-{n}") for n in range(len(HOSTILE))]:
+        text = viewer.get(url).text
+        for markup in ("<img src=x", "<script>alert", "<svg onload", 'href="javascript'):
+            assert markup not in text, url
+    assert "{{ 7|add:7 }}" in viewer.get(LIST).text
+
+
+def test_lone_surrogates_are_shown_as_their_escapes(viewer):
+    add(args=["\ud800"])
+    assert "\\ud800" in viewer.get(detail("task-0")).text
+    assert viewer.get(LIST).status_code == 200
+
+
+def test_its_schedule_its_workflow_and_its_earlier_runs_are_linked(signed_in):
+    earlier, root = add(), add(name="sample.fail")
+    child = add(root_id=root.task_id, parent_id=root.task_id)
+    schedule = Schedule.objects.create(name="nightly", task="sample.echo", cron="0 3 * * *")
+    ScheduleRun.objects.create(
+        schedule=schedule, scheduled_for=timezone.now(), outcome="fired", reason="due", record=child
+    )
+    text = signed_in("view").get(detail(child.task_id)).text
+    for url in (detail(root.task_id), detail(earlier.task_id), reverse("schedules:detail", args=[schedule.pk])):
+        assert f'href="{url}"' in text
+
+
+# Live parts
+
+
+def test_an_unfinished_task_is_asked_about_until_it_has_ended(operator):
+    record = add(state=states.STARTED, started_at=timezone.now())
+    assert 'hx-trigger="every 1s"' in operator.get(detail("task-0")).text
+    part = operator.get(detail("task-0"), headers=HTMX)
+    assert part.status_code == 200
+    assert "<html" not in part.text
+    assert action("terminate", "task-0") in part.text
+    TaskRecord.objects.filter(pk=record.pk).update(state=states.SUCCESS, finished_at=timezone.now())
+    last = operator.get(detail("task-0"), headers=HTMX)
+    assert last.status_code == views.STOP_POLLING
+    assert action("terminate", "task-0") not in last.text
+    assert 'hx-trigger="every 1s"' not in operator.get(detail("task-0")).text
+
+
+@pytest.mark.parametrize("url", [LIST, detail("task-0")])
+def test_no_change_is_answered_without_a_body(operator, url):
+    at = timezone.now() - timedelta(hours=5, minutes=1)
+    record = add(created_at=at, state=states.STARTED, started_at=at)
+    headers = HTMX | {"If-None-Match": operator.get(url, headers=HTMX)["ETag"]}
+    unchanged = operator.get(url, headers=headers)
+    assert (unchanged.status_code, unchanged.content) == (304, b"")
+    TaskRecord.objects.filter(pk=record.pk).update(queue="another")
+    assert operator.get(url, headers=headers).status_code == 200
+
+
+# Actions
+
+
+def test_a_waiting_task_is_revoked(operator):
+    add()
+    response = operator.post(action("revoke", "task-0"), follow=True)
+    assert said(response) == ["1 task revoked: it will not start."]
+    assert TaskRecord.objects.get().state == states.REVOKED
+    assert LogEntry.objects.get().change_message == "1 task revoked: it will not start."
+
+
+def test_a_finished_task_stays_as_it_is(operator):
+    add(state=states.SUCCESS)
+    assert said(operator.post(action("revoke", "task-0"), follow=True)) == [
+        "0 tasks revoked: it had finished already (SUCCESS)."
+    ]
+    assert TaskRecord.objects.get().state == states.SUCCESS
+
+
+def test_terminating_asks_the_workers(operator, monkeypatch):
+    asked = []
+    monkeypatch.setattr(
+        "celery.app.control.Control.revoke",
+        lambda self, ids, *args, terminate=False, **_: asked.append((ids, terminate)),
+    )
+    add(state=states.STARTED, started_at=timezone.now())
+    response = operator.post(action("terminate", "task-0"), follow=True)
+    assert asked == [(["task-0"], True)]
+    assert said(response) == ["Its worker is asked to kill it."]
+    assert LogEntry.objects.count() == 1
+
+
+def test_a_broker_that_is_away_breaks_no_action(operator, monkeypatch):
+    def away(*args, **kwargs):
+        raise OperationalError("no route")
+
+    monkeypatch.setattr("celery.app.control.Control.revoke", away)
+    add(state=states.STARTED, started_at=timezone.now())
+    response = operator.post(action("terminate", "task-0"), follow=True)
+    assert "does not answer (no route)" in said(response)[0]
+    assert not LogEntry.objects.exists()
+
+
+def test_a_task_is_run_again_on_its_own(operator, commits):
+    due = {"__type__": "datetime", "__value__": "2026-03-01T10:00:00"}
+    options = {
+        "chain": [{"task": "sample.fail"}],
+        "chord": {"task": "sample.fail"},
+        "link": [{"task": "sample.fail"}],
+        "group_index": 3,
+        "time_limit": 9,
+        "headers": {"tenant": "a"},
+    }
+    old = add(
+        state=states.FAILURE,
+        args=[due],
+        kwargs={"k": 1},
+        options=options,
+        priority=2,
+        root_id="r",
+        parent_id="p",
+        group_id="g",
+    )
+    with commits():
+        response = operator.post(action("rerun", "task-0"), follow=True)
+    new = TaskRecord.objects.exclude(pk=old.pk).get()
+    assert response.redirect_chain[0][0] == detail(new.task_id)
+    assert new.replay_of == old
+    assert (new.name, new.args, new.kwargs, new.queue, new.priority) == (
+        "sample.echo",
+        [due],
+        {"k": 1},
+        "celery_queue",
+        2,
+    )
+    assert (new.root_id, new.parent_id, new.group_id, new.retries, new.eta) == (new.task_id, None, None, 0, None)
+    assert new.options == {"time_limit": 9, "headers": {"tenant": "a"}, "serializer": "json"}
+    assert new.published_at is not None
+    assert said(response) == ["1 task started: it is the one shown here."]
+    assert f'href="{detail("task-0")}"' in response.text
+    assert new.task_id in LogEntry.objects.get().change_message
+    assert TaskRecord.objects.get(pk=old.pk).state == states.FAILURE
+
+
+def test_running_an_unknown_task_again_says_so():
+    with pytest.raises(TaskNotFound):
+        CeleryClient().rerun("nothing")
+
+
+# The overview
+
+
+def test_the_overview_counts_tells_of_failures_and_what_waits(viewer):
+    add(), add(eta=timezone.now() + timedelta(days=1))
+    for _ in range(2):
+        add(state=states.FAILURE, exc_type="ValueError", exc_message="no ledger")
+    response = viewer.get(OVERVIEW)
+    counts = dict(response.context["phases"])
+    assert (counts["queued"], counts["scheduled"], counts["failed"], counts["succeeded"]) == (1, 1, 2, 0)
+    [group] = response.context["failing"]
+    assert (group["count"], group["name"], group["message"]) == (2, "sample.echo", "no ledger")
+    assert detail(group["task_id"]) == detail("task-3")
+    assert [(queue["queue"], queue["count"]) for queue in response.context["queues"]] == [("celery_queue", 1)]
+
+
+def test_the_chart_has_its_table(viewer):
+    at = timezone.now().replace(second=0, microsecond=0) - timedelta(minutes=5)
+    add(state=states.SUCCESS, finished_at=at), add(state=states.FAILURE, finished_at=at)
+    response = viewer.get(OVERVIEW)
+    [minute] = [minute for minute in response.context["minutes"] if minute.succeeded]
+    assert (minute.at, minute.succeeded, minute.failed) == (at, 1, 1)
+    assert isinstance(minute.at, datetime)
+    assert minute.succeeded_height + minute.failed_height == 100
+    assert f"<td>{at:%H:%M} UTC</td>" in response.text
+
+
+def test_the_overview_asks_nothing_of_the_broker(viewer, monkeypatch):
+    monkeypatch.setattr(current_app, "connection_for_write", None)
+    assert PARTS in viewer.get(OVERVIEW).text
+
+
+def test_parts_that_are_down_are_said(viewer, monkeypatch):
+    monkeypatch.setattr(views, "check_celery_health", lambda timeout: Health(False, "The broker does not answer."))
+    assert "The broker does not answer." in viewer.get(PARTS).text
+    monkeypatch.setattr(views, "check_celery_health", lambda timeout: Health(True))
+    monkeypatch.setattr(views, "_ping", list)
+    assert "python manage.py celery worker" in viewer.get(PARTS).text
+    monkeypatch.setattr(views, "_ping", lambda: ["celery@a"])
+    assert 'role="alert"' not in viewer.get(PARTS).text
+
+
+def test_pages_carry_nothing_inline(operator):
+    add(state=states.FAILURE, exc_type="E")
+    for url in (OVERVIEW, LIST, detail("task-0"), "/admin/"):
+        response = operator.get(url)
+        assert "default-src 'self'" in response["Content-Security-Policy"]
+        for inline in ("<style", " style=", " onclick=", "<script>"):
+            assert inline not in response.text, url
+
+
+TRACEBACK = """Traceback (most recent call last):
+  File "/srv/venv/lib/python3.11/site-packages/celery/app/trace.py", line 453, in trace_task
+    R = retval = fun(*args, **kwargs)
+  File "/srv/shop/tasks.py", line 12, in pay
+    raise ValueError("no")
+ValueError: no"""
