@@ -13,8 +13,7 @@ from uuid import UUID, uuid5
 from celery import current_app
 from django.conf import settings
 from django.db import transaction
-from django.db.models import Count
-from django.db.models.functions import Now
+from django.db.models import Count, DateTimeField, Func
 
 from scheduling_app.models import Schedule, ScheduleRun
 from scheduling_app.triggers import Timing, TimingError, jittered
@@ -26,6 +25,9 @@ logger = logging.getLogger(__name__)
 #: Seconds after its time from which a run counts as caught up, not as on time.
 PUNCTUAL = timedelta(seconds=5)
 _NAMESPACE = UUID("6f0e2c53-6d3a-4c3c-9a4f-2f6f2d6a6e51")
+
+#: The time itself, not that of the transaction's start: two runs by hand in one have times of their own.
+_CLOCK = Func(function="clock_timestamp", output_field=DateTimeField())
 
 Outcome, Reason = ScheduleRun.Outcome, ScheduleRun.Reason
 
@@ -62,7 +64,7 @@ def next_wake_up() -> datetime | None:
 def run_now(schedule: Schedule, by: str = "") -> ScheduleRun:
     """Run a schedule's task once, at once, with its own settings; its times stay as they are."""
     with transaction.atomic():
-        at = Schedule.objects.values_list(Now(), flat=True).get(pk=schedule.pk)
+        at = Schedule.objects.values_list(_CLOCK, flat=True).get(pk=schedule.pk)
         run = _fired(schedule, at, Reason.MANUAL, f"by {by}" if by else "")
         _submit([run])
     return run

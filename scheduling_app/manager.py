@@ -141,6 +141,9 @@ def _fields(
     known |= {"jitter", "max_instances", "misfire_grace_time"}
     if unknown := options.keys() - known:
         raise TypeError(f"No such option of a schedule: {', '.join(sorted(unknown))}.")
+    for name in ("misfire_grace_time", "max_instances"):
+        if options[name] is not None and options[name] < 1:
+            raise ValueError(f"{name} is at least 1, or None for no limit; not {options[name]!r}.")
     return options | {
         "task": task if isinstance(task, str) else task.name,
         "catch_up": Schedule.CatchUp.LATEST if coalesce else Schedule.CatchUp.ALL,

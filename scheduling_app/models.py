@@ -94,7 +94,9 @@ class Schedule(models.Model):
     jitter = models.PositiveIntegerField(default=0)
 
     catch_up = models.CharField(max_length=10, choices=CatchUp, default=CatchUp.LATEST)
-    misfire_grace_time = models.PositiveIntegerField(null=True, blank=True, default=3600)
+    misfire_grace_time = models.PositiveIntegerField(
+        null=True, blank=True, default=3600, validators=[MinValueValidator(1)]
+    )
     max_instances = models.PositiveSmallIntegerField(null=True, blank=True, validators=[MinValueValidator(1)])
 
     created_at = models.DateTimeField(db_default=Now(), editable=False)

@@ -54,6 +54,9 @@ class JSONText(models.TextField):
     def from_db_value(self, value, expression, connection):
         return None if value is None else json.loads(value)
 
+    def to_python(self, value):
+        return value
+
     def get_prep_value(self, value):
         return None if value is None else dump_json(value)
 

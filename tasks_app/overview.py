@@ -69,7 +69,7 @@ def failing() -> list[dict]:
     rows = list(groups.order_by("-count", "name")[:FAILURES])
     examples = TaskRecord.objects.annotate(message=Left("exc_message", 100)).values("pk", "task_id", "message")
     newest = {example["pk"]: example for example in examples.filter(pk__in=[row["newest"] for row in rows])}
-    return [row | newest[row["newest"]] for row in rows if row["newest"] in newest]
+    return [{**row, **newest[row["newest"]]} for row in rows if row["newest"] in newest]
 
 
 def queues() -> list[dict]:

@@ -4,12 +4,21 @@ The latter come last: what they leave behind would be seen by the others.
 """
 
 import pytest
+from django.conf import settings
 from django.test.utils import setup_databases
 
 from tasks_app import outbox
 from tasks_app.models import TaskRecord
 
 COMMITTING = ("/acceptance/", "/browser/")
+
+
+def pytest_configure():
+    # Cheap hashes for this process; the real one second, which the site's own process checks.
+    settings.PASSWORD_HASHERS = [
+        "django.contrib.auth.hashers.MD5PasswordHasher",
+        "django.contrib.auth.hashers.PBKDF2PasswordHasher",
+    ]
 
 
 def pytest_collection_modifyitems(items):

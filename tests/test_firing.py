@@ -4,6 +4,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 from celery import current_app as app
+from django.db import transaction
 from django.utils import timezone
 
 from scheduling_app import firing
@@ -229,7 +230,7 @@ def test_run_now_uses_the_schedules_settings_and_changes_nothing_else(published,
     schedule = make(queue="celery_queue", enabled=False)
     firing.plan_changed()
     before = Schedule.objects.filter(pk=schedule.pk).values().get()
-    with commits():
+    with commits(), transaction.atomic():
         first, second = firing.run_now(schedule, by="ada"), firing.run_now(schedule)
     assert Schedule.objects.filter(pk=schedule.pk).values().get() == before
     assert runs(schedule) == [("fired", "manual")] * 2

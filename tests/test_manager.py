@@ -77,6 +77,8 @@ def test_an_unknown_job_is_said_to_be_unknown(manager):
 def test_what_cannot_be_is_refused_when_it_is_registered(manager):
     with pytest.raises(TimingError, match="minute"):
         manager.register_cron(noop, "61 * * * *", id="x")
+    with pytest.raises(ValueError, match="misfire_grace_time"):
+        manager.register_interval(noop, "1h", id="x", misfire_grace_time=0)
     with pytest.raises(TypeError, match="retires"):
         manager.register_interval(noop, "1h", id="x", retires=3)
 

@@ -4,8 +4,6 @@ import asyncio
 import time
 
 import pytest
-from celery import current_app
-from django.db import connection
 
 from tasks_app import workers
 from tasks_app.client import CeleryClient
@@ -62,12 +60,3 @@ def test_a_hook_that_raises_does_not_keep_the_others_from_running(hooks, caplog)
     workers.end_child()
     assert ran == ["start", "end"]
     assert len(caplog.records) == 2
-
-
-@pytest.mark.django_db(transaction=True)
-def test_a_child_has_its_own_connections_and_gives_both_back():
-    workers.start_child()
-    assert connection.connection is not None
-    workers.end_child()
-    assert connection.connection is None
-    assert current_app.pool is not None

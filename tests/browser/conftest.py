@@ -9,7 +9,9 @@ from collections.abc import Iterator
 
 import pytest
 from django.conf import settings
+from django.contrib.auth.hashers import make_password
 from django.contrib.auth.models import User
+from django.test import Client
 from playwright.sync_api import Browser, Page, sync_playwright
 
 from tests.acceptance.conftest import committed, scheduler, worker  # noqa: F401 fixtures
@@ -86,13 +88,25 @@ def page(site, browser) -> Iterator[Page]:
 
 @pytest.fixture
 def admin(committed) -> User:  # noqa: F811
-    return User.objects.filter(username="admin").first() or User.objects.create_superuser("admin", password=PASSWORD)
+    password = make_password(PASSWORD, hasher="pbkdf2_sha256")
+    return User.objects.get_or_create(
+        username="admin", defaults={"password": password, "is_staff": True, "is_superuser": True}
+    )[0]
 
 
-@pytest.fixture
-def signed_in(page: Page, admin: User) -> Page:
+def sign_in(page: Page, admin: User) -> None:
     page.goto("/")
     page.get_by_label("Username").fill(admin.username)
     page.get_by_label("Password").fill(PASSWORD)
     page.get_by_role("button", name="Log in").click()
+
+
+@pytest.fixture
+def signed_in(page: Page, admin: User, site: str) -> Page:
+    """A page of someone who has signed in before."""
+    client = Client()
+    client.force_login(admin)
+    session = client.cookies[settings.SESSION_COOKIE_NAME].value
+    page.context.add_cookies([{"name": settings.SESSION_COOKIE_NAME, "value": session, "url": site}])
+    page.goto("/")
     return page

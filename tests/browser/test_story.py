@@ -9,13 +9,14 @@ from playwright.sync_api import Page, expect
 from scheduling_app.models import Schedule
 from tasks_app.client import CeleryClient
 from tests.acceptance.processes import eventually
+from tests.browser.conftest import sign_in
 
 pytestmark = pytest.mark.usefixtures("worker", "scheduler")
 
 
-def test_from_signing_in_to_a_paused_schedule(signed_in: Page):
-    page, name = signed_in, f"Every second {uuid4()}"
-
+def test_from_signing_in_to_a_paused_schedule(page: Page, admin):
+    name = f"Every second {uuid4()}"
+    sign_in(page, admin)
     page.get_by_role("link", name="Admin").first.click()
     page.get_by_role("row", name="Schedules").get_by_role("link", name="Add").click()
     page.get_by_label("Name").fill(name)
