@@ -47,14 +47,15 @@ class Manage:
         self.output.close()
 
     def stop(self, timeout: float = 20) -> int:
-        """SIGTERM, and SIGKILL for the whole group after `timeout`; the exit status."""
+        """SIGTERM; the exit status. Fails, after a SIGKILL, where that takes longer than `timeout` seconds."""
         if self.process.poll() is None:
             self.process.send_signal(signal.SIGTERM)
             try:
                 self.process.wait(timeout)
             except subprocess.TimeoutExpired:
                 self.kill()
-        return self.process.wait()
+                raise AssertionError(f"{self.arguments} did not end {timeout} s after SIGTERM.") from None
+        return self.process.returncode
 
     def kill(self) -> None:
         os.killpg(self.process.pid, signal.SIGKILL)

@@ -17,4 +17,5 @@ def test_beats_entries_static_or_not_are_recorded_and_arrive_on_the_cron_queue(c
             sent = TaskRecord.objects.filter(name="sample.echo", options__contains=name, state="SUCCESS")
             record = eventually(sent.first, 30, name)
             assert (record.args, record.queue) == ([name], "cron_queue")
+        beat.kill()  # now and then Celery Beat hangs on SIGTERM
     PeriodicTask.objects.all().delete()

@@ -1,6 +1,6 @@
 import os
 import signal
-import threading
+import time
 
 from django.core.management.base import BaseCommand
 from django.db import OperationalError, ProgrammingError, connection
@@ -12,28 +12,33 @@ os.environ.setdefault("PGOPTIONS", "-c idle_in_transaction_session_timeout=15s -
 class Command(BaseCommand):
     help = "Fires the schedules. Any number of these share the work; SIGTERM ends one within two seconds."
     requires_system_checks = []
+    stopping = False
 
     def handle(self, **_):
         from scheduling_app.manager import ApsSchedulerManager
 
-        stop = threading.Event()
         for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, lambda *_: stop.set())
-        self.wait_for_tables(stop)
-        if not stop.is_set():
-            manager = ApsSchedulerManager()
+            signal.signal(number, self.stop)
+        self.wait_for_tables()
+        manager = ApsSchedulerManager()
+        if not self.stopping:
             manager.start()
             self.stdout.write("Scheduler started.")
-            stop.wait()
+            while not self.stopping:
+                time.sleep(0.2)
             manager.shutdown(wait=False)
             self.stdout.write("Scheduler stopped.")
 
-    def wait_for_tables(self, stop: threading.Event) -> None:
+    def stop(self, *_) -> None:
+        # Not an Event: to set one in a signal's handler, while the same thread waits for it, can hang for ever.
+        self.stopping = True
+
+    def wait_for_tables(self) -> None:
         """Return when the schedules can be read; meanwhile one line says what is missing."""
         from scheduling_app.models import Schedule
 
         said = ""
-        while not stop.is_set():
+        while not self.stopping:
             try:
                 Schedule.objects.exists()
                 return
@@ -44,4 +49,4 @@ class Command(BaseCommand):
             connection.close()
             if missing != said:
                 self.stderr.write(said := missing)
-            stop.wait(1)
+            time.sleep(0.5)
