@@ -38,6 +38,7 @@ PHASES = {
     "ignored": models.Q(state=states.IGNORED),
     "rejected": models.Q(state=states.REJECTED),
 }
+_NOT_ROOT = ~models.Q(root_id=models.F("task_id"))
 _PHASE_OF_STATE = dict(zip(states.ALL_STATES, ("queued", "running", "retrying", *list(PHASES)[4:]), strict=True))
 
 
@@ -97,6 +98,10 @@ class TaskQuerySet(models.QuerySet["TaskRecord"]):
 
     def waiting(self):
         return self.filter(state__in=states.WAITING_STATES)
+
+    def in_workflow(self, root_id: str):
+        """A workflow's tasks, its first one included, in the order in which they were recorded."""
+        return self.filter(_NOT_ROOT & models.Q(root_id=root_id) | models.Q(task_id=root_id)).order_by("pk")
 
     def due_for_publishing(self, limit: int):
         """Rows to publish, locked for the caller's transaction; rows that another relay holds are left to it."""
@@ -253,7 +258,8 @@ class TaskRecord(models.Model):
             # The list filtered by state; successes are so many that the primary key finds them as fast.
             models.Index(fields=["state", "-id"], name="task_state", condition=~models.Q(state=states.SUCCESS)),
             models.Index(fields=["name", "-id"], name="task_name"),
-            models.Index(fields=["root_id"], name="task_root"),
+            # Workflows; most tasks are none, and cost it nothing.
+            models.Index(fields=["root_id"], name="task_root", condition=_NOT_ROOT),
             models.Index(fields=["finished_at"], name="task_finished", condition=models.Q(finished_at__isnull=False)),
         ]
         constraints = [

@@ -235,8 +235,8 @@ class _Marker:
     What is lost when the process is killed goes out twice, and the claim drops the second.
     """
 
-    #: Seconds to gather marks, and to keep an idle connection.
-    GATHER, IDLE = 0.02, 5
+    #: Seconds to gather marks, well within PUBLISH_GRACE, and to keep an idle connection.
+    GATHER, IDLE = 0.25, 5
 
     def __init__(self):
         self.reset()

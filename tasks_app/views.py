@@ -183,8 +183,8 @@ def _found(asked: dict):
 
 def _family(record: TaskRecord):
     """The other tasks of its workflow, and what it started."""
-    others = TaskRecord.objects.filter(root_id=record.root_id).exclude(pk=record.pk)
-    return others.only(*_LISTED, "parent_id", "group_id").order_by("pk")[:50]
+    others = TaskRecord.objects.in_workflow(record.root_id).exclude(pk=record.pk)
+    return others.only(*_LISTED, "parent_id", "group_id")[:50]
 
 
 def _pretty(encoded: str | None) -> str:

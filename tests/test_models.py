@@ -111,6 +111,7 @@ def test_postgres_refuses_a_state_that_cannot_be(fields):
         (lambda: objects.filter(state="FAILURE").order_by("-pk")[:10], "task_state"),
         (lambda: objects.filter(name="sample.fail").order_by("-pk")[:10], "task_name"),
         (lambda: objects.unfinished()[:10], "task_state"),
+        (lambda: objects.in_workflow("7")[:10], "task_root"),
     ],
 )
 def test_each_index_is_used_by_the_query_that_it_is_for(queryset, index):
