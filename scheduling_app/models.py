@@ -150,7 +150,7 @@ class Schedule(models.Model):
         if self.kind == self.Kind.INTERVAL:
             anchor = self.start_at or self.created_at
             return triggers.Interval(self.every or 0, self.unit, anchor=anchor, **bounds)
-        return triggers.Date(self.run_at, timezone=self.timezone)  # type: ignore[arg-type] there is one, by the CHECK
+        return triggers.Date(self.run_at, timezone=self.timezone)  # type: ignore[arg-type]
 
 
 class ScheduleRunQuerySet(models.QuerySet["ScheduleRun"]):

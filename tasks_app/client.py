@@ -70,7 +70,8 @@ class CeleryClient:
         with transaction.atomic():
             for start in range(0, len(records), 500):
                 self.app.submit(records[start : start + 500])
-        return [self.app.AsyncResult(record.task_id) for record in records]
+        backend = self.app.backend
+        return [self.app.AsyncResult(record.task_id, backend=backend) for record in records]
 
     def chain(self, *tasks: Any, **options: Any) -> AsyncResult:
         """Run tasks one after the other, each given the result of the one before as its first argument."""

@@ -10,6 +10,7 @@ The statements that every task pays for (insert, claim, close) are written by ha
 import json
 from collections.abc import Iterable, Sequence
 from datetime import timedelta
+from operator import attrgetter
 from typing import Any
 
 import psycopg
@@ -113,12 +114,12 @@ class TaskQuerySet(models.QuerySet["TaskRecord"]):
 
         With `publish_at` None it is for this process to publish, and for the relay PUBLISH_GRACE seconds later.
         """
-        rows = [record._inserted_values() for record in records]
         try:
-            if len(rows) == 1:
-                execute(_INSERT_ONE, rows[0])
-            else:
-                execute(_INSERT_MANY, [list(column) for column in zip(*rows, strict=True)])
+            if len(records) == 1:
+                execute(_INSERT_ONE, list(records[0]._inserted_values()))
+            else:  # as JSON, since arrays are put together in Python, column by column
+                rows = [dict(zip(_INSERTED, record._inserted_values(), strict=True)) for record in records]
+                execute(_INSERT_MANY, [json.dumps(rows, default=str)])
         except IntegrityError as error:
             raise DuplicateTask(f"{str(error).strip()}: give each task an id of its own, or none.") from error
 
@@ -134,7 +135,7 @@ class TaskQuerySet(models.QuerySet["TaskRecord"]):
     def claim(self, task_id: str, gen: int, worker: str, pid: int) -> int | None:
         """Take the run, before its body starts: the attempt's number, or None where this message has lost."""
         row = execute(_CLAIM, [worker, pid, task_id, gen]).fetchone()
-        return row and row[0]
+        return row[0] if row else None
 
     def mark_revoked(self, reason: str) -> list[str]:
         """Revoke those of these rows that wait; what a worker has claimed is left alone. Returns the revoked ids."""
@@ -319,8 +320,8 @@ class TaskRecord(models.Model):
         self.save()
         return self
 
-    def _inserted_values(self) -> list[Any]:
-        return [dump_json(getattr(self, name)) if name in _JSON else getattr(self, name) for name in _INSERTED]
+    def _inserted_values(self) -> tuple:
+        return (dump_json(self.args), dump_json(self.kwargs), dump_json(self.options), *_PLAIN(self))
 
 
 class TaskAttempt(models.Model):
@@ -347,20 +348,24 @@ class TaskAttempt(models.Model):
 
 
 _TABLE = TaskRecord._meta.db_table
-_JSON = {"args", "kwargs", "options"}
 _INSERTED = {
-    "task_id": "varchar", "name": "varchar", "args": "text", "kwargs": "text", "options": "text", "queue": "varchar",
+    "args": "text", "kwargs": "text", "options": "text", "task_id": "varchar", "name": "varchar", "queue": "varchar",
     "priority": "smallint", "root_id": "varchar", "parent_id": "varchar", "group_id": "varchar",
     "replay_of_id": "bigint", "retries": "int", "max_retries": "int", "eta": "timestamptz", "expires": "timestamptz",
     "publish_at": "timestamptz",
 }  # fmt: skip
+_PLAIN = attrgetter(*list(_INSERTED)[3:])
 _INSERT = f"""
 INSERT INTO {_TABLE} ({", ".join(_INSERTED)})
 SELECT {", ".join(list(_INSERTED)[:-1])}, coalesce(publish_at, clock_timestamp() + interval '{PUBLISH_GRACE} s')
-FROM {{rows}} AS new ({", ".join(_INSERTED)})
+FROM {{rows}}
 """
-_INSERT_ONE = _INSERT.format(rows=f"(VALUES ({', '.join(f'%s::{kind}' for kind in _INSERTED.values())}))")
-_INSERT_MANY = _INSERT.format(rows=f"unnest({', '.join(f'%s::{kind}[]' for kind in _INSERTED.values())})")
+_INSERT_ONE = _INSERT.format(
+    rows=f"(VALUES ({', '.join(f'%s::{kind}' for kind in _INSERTED.values())})) AS new ({', '.join(_INSERTED)})"
+)
+_INSERT_MANY = _INSERT.format(
+    rows=f"json_to_recordset(%s) AS new ({', '.join(f'{name} {kind}' for name, kind in _INSERTED.items())})"
+)
 _MARK_PUBLISHED = f"""
 UPDATE {_TABLE} AS task SET published_at = clock_timestamp(), publish_at = NULL
 FROM unnest(%s::varchar[], %s::int[]) AS message (task_id, gen)

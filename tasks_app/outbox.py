@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 from celery import Celery
 from celery.app.control import Control
+from celery.utils.nodenames import anon_nodename
 from celery.utils.saferepr import saferepr
 from django.conf import settings
 from django.db import DatabaseError, connections, transaction
@@ -191,8 +192,12 @@ class RecordingCelery(Celery):
         with self.producer_or_acquire() as producer, producer.connection._reraise_as_library_errors():
             self._declare({record.queue for record in records if "exchange" not in record.options}, producer)
             with producer.batch() if len(records) > 1 else nullcontext():
+                options = None
                 for record in records:
-                    self._publish_one(producer, record)
+                    if record.options is not options:  # those of many submitted at once are one object
+                        options = record.options
+                        in_message, sending = self._split_options(options)
+                    self._publish_one(producer, record, in_message, sending)
 
     def _declare(self, queues: set[str], producer) -> None:
         declared = producer.connection.declared_entities  # kombu's own memory, forgotten when it reconnects
@@ -200,33 +205,39 @@ class RecordingCelery(Celery):
             maybe_declare(self.amqp.queues[name], producer.channel)
             declared.add(name)
 
-    def _publish_one(self, producer, record: TaskRecord) -> None:
-        options = dict(record.options)
+    def _split_options(self, options: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Options by what takes them: the function that makes a message, and the one that sends it."""
+        sending = dict(options)
+        in_message = {name: sending.pop(name) for name in _IN_MESSAGE if name in sending}
+        in_message |= sending | {
+            "callbacks": maybe_list(sending.pop("link", None)),
+            "errbacks": maybe_list(sending.pop("link_error", None)),
+            "reply_to": sending.pop("reply_to", None) or self.thread_oid,
+            "origin": sending.get("origin") or anon_nodename(),
+            "create_sent_event": self._sends_event,
+        }
+        for stamp in sending.pop("stamped_headers", ()):
+            sending.pop(stamp, None)
+        return in_message, sending
+
+    def _publish_one(self, producer, record: TaskRecord, in_message: dict[str, Any], sending: dict[str, Any]) -> None:
         message = self.amqp.create_task_message(
             record.task_id,
             record.name,
             record.args,
             record.kwargs,
-            callbacks=maybe_list(options.pop("link", None)),
-            errbacks=maybe_list(options.pop("link_error", None)),
             group_id=record.group_id,
             retries=record.retries,
             root_id=record.root_id,
             parent_id=record.parent_id,
             argsrepr=saferepr(record.args, self.amqp.argsrepr_maxsize) if record.args else "()",
             kwargsrepr=saferepr(record.kwargs, self.amqp.kwargsrepr_maxsize) if record.kwargs else "{}",
-            reply_to=options.pop("reply_to", None) or self.thread_oid,
-            create_sent_event=self._sends_event,
-            # No eta and no expires: they wait in Postgres, and are judged by its clock.
-            **{name: options.pop(name) for name in _IN_MESSAGE if name in options},
-            **options,
+            **in_message,  # no eta and no expires: they wait in Postgres, and are judged by its clock
         )
-        for stamp in options.pop("stamped_headers", ()):
-            options.pop(stamp, None)
-        options["headers"] = {**options.get("headers", {}), GEN_HEADER: record.gen}
-        if "exchange" not in options:
-            options |= {"queue": record.queue, "declare": ()}
-        self.amqp.send_task_message(producer, record.name, message, priority=record.priority, **options)
+        message.headers[GEN_HEADER] = record.gen
+        if "exchange" not in sending:
+            sending = sending | {"queue": record.queue, "declare": ()}
+        self.amqp.send_task_message(producer, record.name, message, priority=record.priority, **sending)
 
 
 class _Marker:

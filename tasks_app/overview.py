@@ -74,7 +74,6 @@ def failing() -> list[dict]:
 
 def queues() -> list[dict]:
     """What waits in each queue, and since when."""
-    waiting = TaskRecord.objects.filter(PHASES["queued"])
-    return list(  # type: ignore[arg-type]
-        waiting.order_by().values("queue").annotate(count=Count("pk"), oldest=Min("created_at")).order_by("queue")
-    )
+    waiting = TaskRecord.objects.filter(PHASES["queued"]).order_by().values("queue")
+    rows = waiting.annotate(count=Count("pk"), oldest=Min("created_at")).order_by("queue")
+    return [dict(row) for row in rows]

@@ -78,7 +78,7 @@ def _connect(scheme: str, host: str, port: int | None, timeout: float) -> http.c
         raise ValueError(f"{host} is {address}, not a public address; HTTP_REQUEST_ALLOW_PRIVATE would allow it.")
     cls = {"http": http.client.HTTPConnection, "https": http.client.HTTPSConnection}[scheme]
     connection = cls(host, port, timeout=timeout)
-    connection._create_connection = lambda _, *args: socket.create_connection((address, port), *args)  # type: ignore
+    connection._create_connection = lambda _, *args: socket.create_connection((address, port), *args)
     return connection
 
 
