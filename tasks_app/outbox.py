@@ -83,6 +83,7 @@ class RecordingCelery(Celery):
     # A look into Celery's configuration costs 19 µs.
     _default_priority = cached_property(lambda self: self.conf.task_default_priority)
     _sends_event = cached_property(lambda self: self.conf.task_send_sent_event)
+    _inherits_priority = cached_property(lambda self: self.conf.task_inherit_parent_priority)
 
     def send_task(
         self, name, args=None, kwargs=None, *, producer=None, publisher=None, connection=None, router=None,
@@ -117,6 +118,8 @@ class RecordingCelery(Celery):
         args, kwargs = _checked_arguments(name, args, kwargs)
         task_id = _checked_id(task_id or uuid())
         request = parent.request if parent else None
+        if request and options.get("priority") is None and self._inherits_priority:
+            options["priority"] = (request.delivery_info or {}).get("priority")
         destination = self.amqp.router.route(dict(options), route_name or name, args, kwargs, task)
         record = TaskRecord(
             task_id=task_id,
