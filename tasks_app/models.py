@@ -299,7 +299,7 @@ class TaskRecord(models.Model):
     @property
     def waited(self) -> timedelta | None:
         """From when it could have run, to its start or to now."""
-        if not self.started_at and not self.is_waiting:
+        if self.phase == "scheduled" or not (self.started_at or self.is_waiting):
             return None
         since = max(filter(None, (self.created_at, self.eta)))
         return max((self.started_at or timezone.now()) - since, timedelta(0))

@@ -75,7 +75,7 @@ def _connect(scheme: str, host: str, port: int | None, timeout: float) -> http.c
     port = port or {"http": 80, "https": 443}[scheme]
     address = str(socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][4][0])
     if not settings.HTTP_REQUEST_ALLOW_PRIVATE and not _is_public(address):
-        raise ValueError(f"{host} is {address}, not a public address; HTTP_REQUEST_ALLOW_PRIVATE would allow it.")
+        raise ValueError(f"{host} ({address}) is not a public address; HTTP_REQUEST_ALLOW_PRIVATE would allow it.")
     cls = {"http": http.client.HTTPConnection, "https": http.client.HTTPSConnection}[scheme]
     connection = cls(host, port, timeout=timeout)
     connection._create_connection = lambda _, *args: socket.create_connection((address, port), *args)
