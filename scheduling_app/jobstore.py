@@ -56,7 +56,8 @@ class ScheduleJobStore(BaseJobStore):
         return schedule and self._job(schedule)
 
     def get_all_jobs(self) -> list[Job]:
-        return [self._job(schedule) for schedule in Schedule.objects.order_by("next_fire_at", "name")]
+        jobs = map(self._job, Schedule.objects.order_by("next_fire_at", "name"))
+        return [job for job in jobs if job is not None]
 
     def add_job(self, job: Job) -> None:
         try:
@@ -75,7 +76,12 @@ class ScheduleJobStore(BaseJobStore):
     def remove_all_jobs(self) -> None:
         Schedule.objects.all().delete()
 
-    def _job(self, schedule: Schedule) -> Job:
+    def _job(self, schedule: Schedule) -> Job | None:
+        """A schedule as a job; None where its timing cannot be, which its `problem` tells."""
+        try:
+            trigger = trigger_for(schedule.timing())
+        except TimingError:
+            return None
         task = current_app.tasks.get(schedule.task) or partial(current_app.send_task, schedule.task)
         job = Job(
             self._scheduler,
@@ -84,7 +90,7 @@ class ScheduleJobStore(BaseJobStore):
             func=task,
             args=[],
             kwargs={},
-            trigger=trigger_for(schedule.timing()),
+            trigger=trigger,
             executor="default",
             coalesce=schedule.catch_up == Schedule.CatchUp.LATEST,
             misfire_grace_time=schedule.misfire_grace_time or None,

@@ -87,6 +87,9 @@ def test_apschedulers_own_interface_works_on_the_table(manager):
     manager.start()
     scheduler = manager.scheduler
     scheduler.add_job(echo, trigger_for(Cron("0 0 1 1 *")), args=["x"], id="job", misfire_grace_time=5)
+    Schedule.objects.create(name="bad, by SQL", task="sample.echo", kind="cron", cron="61 * * * *")
+    assert [job.id for job in scheduler.get_jobs()] == ["job"]
+    Schedule.objects.filter(name="bad, by SQL").delete()
     with pytest.raises(ConflictingIdError):
         scheduler.add_job(echo, trigger_for(Cron("0 0 1 1 *")), args=["x"], id="job")
     with pytest.raises(ValueError, match="not a Celery task"):
