@@ -6,13 +6,13 @@ waits and decides about the next time: no old definition fires once a save has r
 
 import logging
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import datetime, timedelta
 from uuid import UUID, uuid5
 
 from celery import current_app
 from django.conf import settings
-from django.db import transaction
+from django.db import DatabaseError, transaction
 from django.db.models import Count, DateTimeField, Func
 
 from scheduling_app.models import Schedule, ScheduleRun
@@ -34,13 +34,39 @@ Outcome, Reason = ScheduleRun.Outcome, ScheduleRun.Reason
 
 def fire_due(limit: int = 500) -> int:
     """Fire a batch of due schedules: runs, tasks and next times in one transaction, messages after it. A count."""
+    try:
+        return _fire(limit, _step_all)
+    except DatabaseError:
+        raise
+    except Exception:
+        logger.exception("A batch of schedules could not be fired together; each is fired by itself.")
+        return _fire(limit, _step_each)
+
+
+def _fire(limit: int, step: Callable[[list[Schedule], Counter[int]], None]) -> int:
     with transaction.atomic():
         schedules = list(Schedule.objects.due(limit))
         if schedules:
-            unfinished = _unfinished(schedules)
-            _submit([run for schedule in schedules for run in _step(schedule, unfinished[schedule.pk])])
+            step(schedules, _unfinished(schedules))
             Schedule.objects.advance(schedules)
     return len(schedules)
+
+
+def _step_all(schedules: list[Schedule], unfinished: Counter[int]) -> None:
+    _submit([run for schedule in schedules for run in _step(schedule, unfinished[schedule.pk])])
+
+
+def _step_each(schedules: list[Schedule], unfinished: Counter[int]) -> None:
+    """The same, one by one: a schedule that cannot be fired at all stops, and says why; the others go on."""
+    for schedule in schedules:
+        try:
+            with transaction.atomic():
+                _submit(_step(schedule, unfinished[schedule.pk]))
+        except DatabaseError:
+            raise
+        except Exception as error:
+            logger.exception("Schedule %r cannot be fired.", schedule.name)
+            schedule.next_fire_at, schedule.problem = None, f"{type(error).__name__}: {error}"[:500]
 
 
 def plan_changed(limit: int = 500) -> int:

@@ -5,16 +5,18 @@ The worker's parent process, which reports time limits and killed children, come
 """
 
 import logging
+from contextlib import contextmanager, suppress
 from functools import cached_property
 
 from celery import states as celery_states
+from celery.app.task import Context
 from celery.exceptions import TaskRevokedError
 from django.db import transaction
 from django_celery_results.backends.database import DatabaseBackend
 from django_celery_results.models import TaskResult
 
 from tasks_app import states
-from tasks_app.execution import foreign_record, gen_of
+from tasks_app.execution import foreign_record, gen_of, patiently
 from tasks_app.models import TaskRecord, execute, printable
 from tasks_app.notify import DUE_CHANNEL, notify
 
@@ -43,6 +45,10 @@ ON CONFLICT (task_id) DO UPDATE SET
 """
 
 
+class _Fenced(Exception):
+    """The run whose outcome was to be stored had been closed, or had gone elsewhere."""
+
+
 class RecordBackend(DatabaseBackend):
     """Keeps results where django-celery-results does, and the console's record in step with them."""
 
@@ -50,17 +56,48 @@ class RecordBackend(DatabaseBackend):
     def _is_extended(self) -> bool:
         return bool(self.app.conf.result_extended)
 
+    _closing: str | None = None
+
+    @contextmanager
+    def _outcome(self, task_id):
+        """Store a run's outcome and what follows from it (chord, chain, errbacks); where it comes late, none of it."""
+        self._closing = task_id
+        try:
+            with suppress(_Fenced):
+                yield
+        finally:
+            self._closing = None
+
     def mark_as_done(self, task_id, result, request=None, store_result=True, state=celery_states.SUCCESS):
-        if store_result:
-            self.store_result(task_id, result, state, request=request)
-        else:
-            self._close(task_id, state, request)
-        if request and request.chord:
-            self.on_chord_part_return(request, state, result)
+        with self._outcome(task_id):
+            if store_result:
+                self.store_result(task_id, result, state, request=request)
+            else:
+                self._close(task_id, state, request)
+            if request and request.chord:
+                self.on_chord_part_return(request, state, result)
+
+    def mark_as_failure(self, task_id, *args, **kwargs):
+        with self._outcome(task_id):
+            super().mark_as_failure(task_id, *args, **kwargs)
+
+    def mark_as_revoked(self, task_id, *args, **kwargs):
+        with self._outcome(task_id):
+            super().mark_as_revoked(task_id, *args, **kwargs)
+
+    def count_revoked(self, task_ids) -> None:
+        """Let the chords of tasks that were revoked while they waited go on: their bodies fail, as Celery has it."""
+        for record in TaskRecord.objects.filter(task_id__in=task_ids, group_id__isnull=False):
+            if chord := record.options.get("chord"):
+                request = Context(id=record.task_id, group=record.group_id, chord=chord)
+                self.on_chord_part_return(request, record.state, TaskRevokedError(record.exc_message))
 
     def mark_as_retry(self, task_id, exc, traceback=None, request=None, store_result=True, state=celery_states.RETRY):
         """Record the run and what it raised, and let the task wait for its next one, as `Task.retry` has asked."""
         next_run = getattr(request, "next_run", None)  # None: Celery repeats a run whose process was lost
+        return patiently(lambda: self._wait_for_retry(task_id, exc, traceback, request, next_run), task_id)
+
+    def _wait_for_retry(self, task_id, exc, traceback, request, next_run):
         with transaction.atomic():
             moved = TaskRecord.objects.mark_retry(
                 task_id,
@@ -71,9 +108,9 @@ class RecordBackend(DatabaseBackend):
                 printable(traceback or ""),
             )
             if moved is None:
-                _log_fenced(task_id, state)
+                _log_fenced(task_id, celery_states.RETRY)
                 return None
-            stored = super().mark_as_retry(task_id, exc, traceback, request, store_result, state)
+            stored = super().mark_as_retry(task_id, exc, traceback, request)
             if next_run and next_run.publish_at:
                 notify(DUE_CHANNEL)
             else:
@@ -106,10 +143,12 @@ class RecordBackend(DatabaseBackend):
         preview = "" if exception[0] else encoded[:200]
         values = [state, preview, *exception, task_id, gen, *result_row]
         sql = _CLOSE_WITH_RESULT if result_row else _CLOSE
-        if execute(sql, values).rowcount:
+        if patiently(lambda: execute(sql, values).rowcount, task_id):
             return
         if TaskRecord.objects.filter(task_id=task_id).exists():
             _log_fenced(task_id, state)
+            if task_id == self._closing:
+                raise _Fenced
             return
         TaskRecord.objects.adopt(foreign_record(request, task_id))
         execute(sql, values)
@@ -140,6 +179,8 @@ def _module(record) -> str:
 
 def _exception_words(result) -> tuple[str, str]:
     """Type and message of an exception as Celery's backends prepare it for JSON."""
+    if not isinstance(result, dict) or not {"exc_type", "exc_message"} <= result.keys():
+        return "", printable(str(result or ""))  # `update_state(state="FAILURE", meta=…)`
     message = result["exc_message"]
     if isinstance(message, list | tuple):
         message = ", ".join(map(str, message))

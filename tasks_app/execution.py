@@ -10,20 +10,24 @@ import logging
 import os
 import threading
 import time
+from collections.abc import Callable
+from typing import TypeVar
 
 from asgiref.sync import sync_to_async
+from billiard import current_process
 from celery.contrib.django.task import DjangoTask
-from celery.exceptions import Ignore, Reject
+from celery.exceptions import Ignore, Reject, SoftTimeLimitExceeded
 from celery.signals import task_postrun
-from django.db import InterfaceError, OperationalError, close_old_connections, connection, transaction
+from django.db import InterfaceError, OperationalError, close_old_connections, connection
 
 from tasks_app import states
 from tasks_app.models import TaskRecord
 from tasks_app.outbox import GEN_HEADER
 
 logger = logging.getLogger(__name__)
+T = TypeVar("T")
 
-#: Seconds that a worker holds a message while the database is away, before it gives the message back.
+#: Seconds that a worker holds a message while the database is away, before it gives the message or the outcome up.
 DATABASE_PATIENCE = 600
 
 
@@ -56,10 +60,14 @@ class ConsoleTask(DjangoTask):
         if record.retries > self.request.retries:
             self.request.next_run = record  # backend.mark_as_retry writes it, with the run's outcome
             return
-        self.request.claimed = False
-        moved = TaskRecord.objects.mark_replaced(record.task_id, gen_of(self.request), record)
-        if moved:
-            transaction.on_commit(functools.partial(self.app.publish_submitted, [moved]))
+        self.app.take_over(record)
+
+    def on_replace(self, sig):
+        """Go on as `sig`: its last step, which has this task's id, takes the record over when it is sent."""
+        if not self.request.is_eager:
+            self.request.claimed = False
+            TaskRecord.objects.mark_replaced(self.request.id, gen_of(self.request))
+        return super().on_replace(sig)
 
 
 @task_postrun.connect
@@ -75,18 +83,32 @@ def gen_of(request) -> int:
     return getattr(request, GEN_HEADER, None) or 1
 
 
-def _claim_when_possible(request) -> int | None:
-    """Claim, waiting for the database while it is away: the body never runs unclaimed, and nothing is lost."""
-    give_up_at = time.monotonic() + DATABASE_PATIENCE
+def patiently(action: Callable[[], T], task_id: str) -> T:
+    """Do `action`, again and again while the database is away: nothing runs unclaimed, no outcome is thrown away.
+
+    (Celery's Django fixup mends no connection here: it is told to keep them.) The worker's parent, in which all wait
+    for each other, has less patience; within a transaction there is none, for it is lost.
+    """
+    give_up_at = time.monotonic() + (5 if current_process().name == "MainProcess" else DATABASE_PATIENCE)
+    pause = 0.0
     while True:
         try:
-            return _claim(request)
+            return action()
         except (OperationalError, InterfaceError) as error:
+            if connection.in_atomic_block or time.monotonic() > give_up_at:
+                raise
             connection.close()
-            if time.monotonic() > give_up_at:
-                raise Reject(error, requeue=True) from error
-            logger.warning("Task %s waits: no database (%s).", request.id, str(error).strip())
-            threading.Event().wait(1)
+            if pause:
+                logger.warning("Task %s waits: no database (%s).", task_id, str(error).strip())
+            time.sleep(pause)
+            pause = 1.0
+
+
+def _claim_when_possible(request) -> int | None:
+    try:
+        return patiently(lambda: _claim(request), request.id)
+    except (OperationalError, InterfaceError) as error:
+        raise Reject(error, requeue=True) from error
 
 
 def _claim(request) -> int | None:
@@ -144,6 +166,10 @@ def _in_event_loop(body):
 
     @functools.wraps(body)
     def run(*args, **kwargs):
-        return event_loop_runner().run(guarded(*args, **kwargs))
+        try:
+            return event_loop_runner().run(guarded(*args, **kwargs))
+        except SoftTimeLimitExceeded:
+            close_event_loop()  # cancels the body, which would go on beside the next one otherwise
+            raise
 
     return run

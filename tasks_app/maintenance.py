@@ -48,7 +48,9 @@ def _publish(records: list[TaskRecord]) -> list[TaskRecord]:
 
 def expire_waiting() -> int:
     """Revoke what nobody started before it expired."""
-    return TaskRecord.objects.mark_expired()
+    revoked = TaskRecord.objects.mark_expired()
+    current_app.backend.count_revoked(revoked)
+    return len(revoked)
 
 
 def next_due_at() -> datetime | None:

@@ -169,13 +169,19 @@ class TaskQuerySet(models.QuerySet["TaskRecord"]):
             record.state, record.exc_type, record.exc_message = states.RETRY, exc_type, exc_message
             return record._wait_again(next_run or record)
 
-    def mark_replaced(self, task_id: str, gen: int, successor: "TaskRecord"):
-        """Go on as another task under the same id (Celery's `Task.replace`). None where the run was closed already."""
+    def mark_replaced(self, task_id: str, gen: int) -> bool:
+        """End a run whose task goes on as another, or as the last step of a workflow, under its id (Task.replace)."""
+        run = self.filter(task_id=task_id, gen=gen, state=states.STARTED)
+        return bool(run.update(state=states.PENDING, gen=gen + 1, publish_at=None, published_at=None))
+
+    def take_over(self, successor: "TaskRecord"):
+        """Let a replaced task's record wait as its successor. None where there is no such record."""
         with transaction.atomic():
-            record = self.select_for_update().filter(task_id=task_id, gen=gen, state=states.STARTED).first()
+            replaced = self.filter(state=states.PENDING, publish_at=None, published_at=None, attempt__gt=0)
+            record = replaced.select_for_update().filter(task_id=successor.task_id).first()
             if record is None:
                 return None
-            record.state, record.name = states.PENDING, successor.name
+            record.name = successor.name
             return record._wait_again(successor)
 
     def mark_unpublishable(self, record: "TaskRecord", error: Exception) -> int:
@@ -197,8 +203,8 @@ class TaskQuerySet(models.QuerySet["TaskRecord"]):
         run = self.filter(task_id=task_id, gen=gen, state=states.STARTED)
         return run.update(state=state, finished_at=Now())
 
-    def mark_expired(self) -> int:
-        return len(self.filter(expires__lte=Now()).mark_revoked("expired"))
+    def mark_expired(self) -> list[str]:
+        return self.filter(expires__lte=Now()).mark_revoked("expired")
 
 
 class TaskRecord(models.Model):
@@ -313,8 +319,9 @@ class TaskRecord(models.Model):
 
     def _wait_again(self, next_run: "TaskRecord") -> "TaskRecord":
         self.gen += 1
-        for name in ("args", "kwargs", "options", "queue", "priority", "retries", "eta", "expires"):
+        for name in ("args", "kwargs", "options", "queue", "priority", "retries", "eta"):
             setattr(self, name, getattr(next_run, name))
+        self.expires = next_run.expires or self.expires  # a run does not know it: messages carry none
         self.publish_at = next_run.publish_at or timezone.now() + timedelta(seconds=PUBLISH_GRACE)
         self.published_at = None
         self.save()

@@ -34,7 +34,7 @@ from kombu.utils.functional import maybe_list
 from kombu.utils.uuid import uuid
 
 from tasks_app import transport
-from tasks_app.exceptions import InvalidSubmission
+from tasks_app.exceptions import DuplicateTask, InvalidSubmission
 from tasks_app.notify import DUE_CHANNEL, notify
 
 if TYPE_CHECKING:
@@ -68,6 +68,7 @@ class RecordingControl(Control):
 
         task_ids = [task_id] if isinstance(task_id, str) else list(task_id)
         revoked = set(TaskRecord.objects.filter(task_id__in=task_ids).mark_revoked("revoked"))
+        self.app.backend.count_revoked(revoked)
         others = [task_id for task_id in task_ids if task_id not in revoked]
         if others:
             return super().revoke(others, destination, terminate=terminate, signal=signal, **kwargs)
@@ -99,7 +100,11 @@ class RecordingCelery(Celery):
         if parent and parent.request.id == record.task_id:
             parent.continue_as(record)
         else:
-            self.submit([record])
+            try:
+                self.submit([record])
+            except DuplicateTask:
+                if parent is None or not self.take_over(record):
+                    raise
         result = (result_cls or self.AsyncResult)(record.task_id)
         result.ignored = record.options.get("ignore_result")
         if add_to_parent and parent:
@@ -120,13 +125,16 @@ class RecordingCelery(Celery):
         request = parent.request if parent else None
         if request and options.get("priority") is None and self._inherits_priority:
             options["priority"] = (request.delivery_info or {}).get("priority")
-        destination = self.amqp.router.route(dict(options), route_name or name, args, kwargs, task)
+        options = self.amqp.router.route(dict(options), route_name or name, args, kwargs, task)
+        queue, exchange, key = (options.pop(part, None) for part in ("queue", "exchange", "routing_key"))
+        if queue is None and exchange and key:
+            options |= {"exchange": exchange, "routing_key": key}
         record = TaskRecord(
             task_id=task_id,
             name=name,
             args=args,
             kwargs=kwargs,
-            queue=str(getattr(destination.get("queue"), "name", None) or destination.get("routing_key")),
+            queue=str(getattr(queue, "name", queue) or key or self.amqp.default_queue.name),
             priority=self._checked_priority(options.pop("priority", None)),
             root_id=options.pop("root_id", None) or (request and (request.root_id or request.id)) or task_id,
             parent_id=options.pop("parent_id", None) or (request and request.id),
@@ -136,8 +144,6 @@ class RecordingCelery(Celery):
             eta=_moment("countdown", countdown) if eta is None else _moment("eta", eta),
             expires=_moment("expires", options.pop("expires", None)),
         )
-        if options.pop("queue", None) is None and destination.get("queue") is None:
-            options |= {key: destination.get(key) for key in ("exchange", "routing_key")}
         headers = {key: value for key, value in (options.pop("headers", None) or {}).items() if key != GEN_HEADER}
         record.options = _given(options) | ({"headers": headers} if headers else {})
         record.publish_at = record.eta if record.eta and record.eta > timezone.now() else None
@@ -174,6 +180,15 @@ class RecordingCelery(Celery):
             notify(DUE_CHANNEL)
         if due:
             transaction.on_commit(partial(self.publish_submitted, due))
+
+    def take_over(self, record: TaskRecord) -> bool:
+        """Send a task under the id of one that was replaced by it."""
+        from tasks_app.models import TaskRecord
+
+        moved = TaskRecord.objects.take_over(record)
+        if moved:
+            transaction.on_commit(partial(self.publish_submitted, [moved]))
+        return moved is not None
 
     def publish_submitted(self, records: Sequence[TaskRecord]) -> None:
         """Publish what is committed and due. Where the broker does not answer, that is left to the relay."""
@@ -212,6 +227,7 @@ class RecordingCelery(Celery):
         """Options by what takes them: the function that makes a message, and the one that sends it."""
         sending = dict(options)
         in_message = {name: sending.pop(name) for name in _IN_MESSAGE if name in sending}
+        in_message.setdefault("ignore_result", None)  # as the task has it
         in_message |= sending | {
             "callbacks": maybe_list(sending.pop("link", None)),
             "errbacks": maybe_list(sending.pop("link_error", None)),

@@ -42,6 +42,15 @@ def test_a_result_of_a_lost_run_is_refused(run, caplog):
     assert "refused" in caplog.text
 
 
+def test_what_follows_from_an_outcome_does_not_follow_from_a_refused_one(run, monkeypatch):
+    counted = []
+    monkeypatch.setattr(app.backend, "on_chord_part_return", lambda *args: counted.append(args[1]))
+    run.chord = {"task": "sample.echo"}
+    app.backend.mark_as_done("t", 1, run)
+    app.backend.mark_as_failure("t", ValueError("late"), request=run)
+    assert counted == ["SUCCESS"]
+
+
 def test_a_second_outcome_changes_nothing(run):
     app.backend.mark_as_done("t", 1, run)
     app.backend.mark_as_failure("t", ValueError("late"), request=run)

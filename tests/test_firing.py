@@ -219,6 +219,23 @@ def test_arguments_that_make_no_task_are_an_outcome_too():
     assert runs(other) == [("fired", "due")]
 
 
+def test_a_schedule_that_cannot_be_fired_at_all_stops_alone(monkeypatch):
+    bad, good = due(timedelta(seconds=1), name="bad", task="bad"), due(timedelta(seconds=1), name="good")
+    build = app.build_record
+
+    def build_record(name, *args, **kwargs):
+        if name == "bad":
+            raise KeyError("a router's own bug")
+        return build(name, *args, **kwargs)
+
+    monkeypatch.setattr(app, "build_record", build_record)
+    firing.fire_due()
+    assert runs(good) == [("fired", "due")]
+    assert runs(bad) == []
+    assert "a router's own bug" in again(bad).problem
+    assert firing.fire_due() == 0
+
+
 def test_jitter_shifts_the_task_and_not_the_due_time():
     schedule = due(timedelta(seconds=1), jitter=30)
     firing.fire_due()

@@ -55,7 +55,8 @@ def test_nothing_moves_out_of_a_terminal_state(state):
     assert claim() is None
     assert objects.all().mark_revoked("late") == []
     assert objects.mark_retry("t", 1, None, "", "", "") is None
-    assert objects.mark_replaced("t", 1, insert("other")) is None
+    assert not objects.mark_replaced("t", 1)
+    assert objects.take_over(TaskRecord(task_id="t", name="other")) is None
     assert objects.mark_dropped("t", 1, states.IGNORED) == 0
     assert objects.get(task_id="t").state == state
 
@@ -83,10 +84,17 @@ def test_a_retry_waits_again_under_a_new_generation():
     assert claim(gen=2) == 2
 
 
+def test_a_retry_expires_when_the_task_does():
+    expires = timezone.now() + timedelta(hours=1)
+    insert(expires=expires)
+    claim()
+    assert objects.mark_retry("t", 1, TaskRecord(retries=1), "", "", "").expires == expires
+
+
 def test_what_expired_is_revoked_with_the_reason():
     insert("old", expires=timezone.now() - timedelta(seconds=1))
     insert("new", expires=timezone.now() + timedelta(hours=1))
-    assert objects.mark_expired() == 1
+    assert objects.mark_expired() == ["old"]
     assert objects.get(task_id="old").exc_message == "expired"
 
 

@@ -104,6 +104,50 @@ def test_a_replaced_task_goes_on_under_its_id():
     assert (record_of(result).name, record_of(result).attempt) == ("sample.echo", 2)
 
 
+@pytest.mark.parametrize(
+    ("name", "result"), [("sample.replaced_by_chain", "x"), ("sample.replaced_by_group", ["x", "x"])]
+)
+def test_a_task_replaced_by_a_workflow_goes_on_under_its_id(name, result):
+    sent = client.submit(name, ["x"])
+    assert client.get_result(sent.id, timeout=10) == result
+    assert record_of(sent).state == "SUCCESS"
+
+
+def test_a_coroutine_past_its_soft_limit_does_not_go_on_beside_the_next_one(executions):
+    tag = str(uuid4())
+    limited = client.submit("sample.async_limited", [tag])
+    assert finished(limited).exc_type == "SoftTimeLimitExceeded"
+    for _ in range(2):  # one for each child
+        client.get_result(client.submit("sample.async_sleep", [1]).id, timeout=10)
+    assert executions(tag) == 0
+
+
+def test_a_connection_that_is_lost_during_the_body_costs_no_result():
+    sent = client.submit("sample.without_connection", ["kept"])
+    assert client.get_result(sent.id, timeout=10) == "kept"
+    assert record_of(sent).attempt == 1
+
+
+def test_a_state_of_failure_that_a_task_gives_itself_is_kept():
+    assert finished(client.submit("sample.own_failure")).state == "FAILURE"
+
+
+def test_a_tasks_own_wish_for_no_result_holds_however_it_is_sent():
+    sent = client.submit_many("sample.noop", [((), {})])[0]
+    finished(sent)
+    assert not TaskResult.objects.filter(task_id=sent.id).exists()
+
+
+def test_a_chord_whose_member_is_revoked_fails(executions):
+    tag = str(uuid4())
+    late = app.signature("sample.echo", ["never"], options={"countdown": 60})
+    chord = client.chord([("number_sum", [1, 1]), late], app.signature("sample.count", [tag], immutable=True))
+    waiting = eventually(lambda: TaskRecord.objects.filter(group_id__isnull=False, eta__gt=timezone.now()).last())
+    client.revoke(waiting.task_id)
+    assert finished(chord).exc_type == "ChordError"
+    assert executions(tag) == 0
+
+
 def test_a_coroutine_is_a_task():
     result = client.submit("sample.async_sleep", [0.01])
     assert client.get_result(result.id, timeout=10) == 0.01

@@ -2,7 +2,8 @@ import asyncio
 import os
 import time
 
-from celery import shared_task
+from asgiref.sync import sync_to_async
+from celery import group, shared_task
 from celery.exceptions import Ignore, Reject
 from django.db import connection
 
@@ -87,3 +88,36 @@ def child_ended():
 
 
 register_worker_hooks(on_startup=child_started, on_shutdown=child_ended)
+
+
+@shared_task(name="sample.replaced_by_chain", bind=True)
+def replaced_by_chain(self, value):
+    return self.replace(echo.s(value) | echo.s())
+
+
+@shared_task(name="sample.replaced_by_group", bind=True)
+def replaced_by_group(self, value):
+    return self.replace(group(echo.s(value), echo.s(value)))
+
+
+@shared_task(name="sample.async_limited", soft_time_limit=1)
+async def async_limited(tag: str):
+    await asyncio.sleep(1.5)
+    await sync_to_async(count)(tag)
+
+
+@shared_task(name="sample.without_connection", bind=True)
+def without_connection(self, value):
+    """Lose the database while the body runs."""
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT pg_backend_pid()")
+        (pid,) = cursor.fetchone()
+    with connection.copy().cursor() as cursor:
+        cursor.execute("SELECT pg_terminate_backend(%s)", [pid])
+    return value
+
+
+@shared_task(name="sample.own_failure", bind=True)
+def own_failure(self):
+    self.update_state(state="FAILURE", meta={"why": "not today"})
+    raise Ignore
