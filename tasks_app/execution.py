@@ -7,6 +7,7 @@ import asyncio
 import functools
 import inspect
 import logging
+import math
 import os
 import threading
 import time
@@ -27,7 +28,7 @@ from tasks_app.outbox import GEN_HEADER
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
-#: Seconds that a worker holds a message while the database is away, before it gives the message or the outcome up.
+#: Seconds that a worker holds an outcome while the database is away.
 DATABASE_PATIENCE = 600
 
 
@@ -71,10 +72,14 @@ class ConsoleTask(DjangoTask):
 
 
 @task_postrun.connect
-def close_dropped_run(sender, task_id, state, **_):
+def close_dropped_run(sender, task_id, state, retval, **_):
     """Celery tells no backend of a body that raised Ignore or Reject."""
     request = sender.request
-    if state in (states.IGNORED, states.REJECTED) and getattr(request, "claimed", False):
+    if state not in (states.IGNORED, states.REJECTED) or not getattr(request, "claimed", False):
+        return
+    if getattr(retval, "requeue", False):
+        TaskRecord.objects.mark_requeued(task_id, gen_of(request))
+    else:
         TaskRecord.objects.mark_dropped(task_id, gen_of(request), state)
 
 
@@ -83,13 +88,13 @@ def gen_of(request) -> int:
     return getattr(request, GEN_HEADER, None) or 1
 
 
-def patiently(action: Callable[[], T], task_id: str) -> T:
+def patiently(action: Callable[[], T], task_id: str, patience: float = DATABASE_PATIENCE) -> T:
     """Do `action`, again and again while the database is away: nothing runs unclaimed, no outcome is thrown away.
 
     (Celery's Django fixup mends no connection here: it is told to keep them.) The worker's parent, in which all wait
     for each other, has less patience; within a transaction there is none, for it is lost.
     """
-    give_up_at = time.monotonic() + (5 if current_process().name == "MainProcess" else DATABASE_PATIENCE)
+    give_up_at = time.monotonic() + (5 if current_process().name == "MainProcess" else patience)
     pause = 0.0
     while True:
         try:
@@ -106,7 +111,8 @@ def patiently(action: Callable[[], T], task_id: str) -> T:
 
 def _claim_when_possible(request) -> int | None:
     try:
-        return patiently(lambda: _claim(request), request.id)
+        # Without end: Celery has acknowledged the message already, so there is no giving it back.
+        return patiently(lambda: _claim(request), request.id, patience=math.inf)
     except (OperationalError, InterfaceError) as error:
         raise Reject(error, requeue=True) from error
 

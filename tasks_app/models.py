@@ -198,6 +198,11 @@ class TaskQuerySet(models.QuerySet["TaskRecord"]):
             )
         )
 
+    def mark_requeued(self, task_id: str, gen: int) -> int:
+        """Let a run whose body raised Reject(requeue=True) wait again, to be published by the relay in a second."""
+        run = self.filter(task_id=task_id, gen=gen, state=states.STARTED)
+        return run.update(state=states.PENDING, gen=gen + 1, published_at=None, publish_at=Now() + timedelta(seconds=1))
+
     def mark_dropped(self, task_id: str, gen: int, state: str) -> int:
         """End a run whose body raised Celery's Ignore or Reject: there is no result."""
         run = self.filter(task_id=task_id, gen=gen, state=states.STARTED)

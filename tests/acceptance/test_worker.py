@@ -128,6 +128,12 @@ def test_a_connection_that_is_lost_during_the_body_costs_no_result():
     assert record_of(sent).attempt == 1
 
 
+def test_a_task_that_puts_itself_back_runs_again(executions):
+    tag = str(uuid4())
+    record = finished(client.submit("sample.requeued", [tag]))
+    assert (record.state, record.attempt, executions(tag)) == ("SUCCESS", 2, 2)
+
+
 def test_a_state_of_failure_that_a_task_gives_itself_is_kept():
     assert finished(client.submit("sample.own_failure")).state == "FAILURE"
 

@@ -117,6 +117,15 @@ def without_connection(self, value):
     return value
 
 
+@shared_task(name="sample.requeued")
+def requeued(tag: str):
+    count(tag)
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT count(*) FROM ledger WHERE tag = %s", [tag])
+        if cursor.fetchone()[0] == 1:
+            raise Reject("not now", requeue=True)
+
+
 @shared_task(name="sample.own_failure", bind=True)
 def own_failure(self):
     self.update_state(state="FAILURE", meta={"why": "not today"})
