@@ -108,8 +108,8 @@ class ApsSchedulerManager:
         self._existing(job_id).update(**changes)
 
     def remove_job(self, job_id: str) -> None:
-        self._waiting.pop(job_id, None)
-        self._existing(job_id).delete()
+        if self._waiting.pop(job_id, None) is None:
+            self._existing(job_id).delete()
 
     def _register(self, name: str, task: Task | str, timing: Timing, options: dict[str, Any]) -> None:
         fields = timing_fields(timing) | _fields(task, self.defaults | options)

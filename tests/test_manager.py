@@ -27,6 +27,8 @@ def test_what_is_registered_before_the_start_waits_for_it(manager):
     manager.register_cron(echo, "*/5 * * * *", id="c", args=["x"], timezone="Europe/Berlin")
     manager.register_interval("sample.noop", "90m", id="i")
     manager.register_date(noop, timezone.now() + timedelta(days=1), id="d")
+    manager.register_cron(noop, "0 0 1 1 *", id="taken back")
+    manager.remove_job("taken back")
     assert not Schedule.objects.exists()
     manager.start()
     cron, interval = Schedule.objects.get(name="c"), Schedule.objects.get(name="i")
