@@ -22,6 +22,7 @@ from celery.signals import task_postrun
 from django.db import InterfaceError, OperationalError, close_old_connections, connection
 
 from tasks_app import states
+from tasks_app.exceptions import DuplicateTask
 from tasks_app.models import TaskRecord
 from tasks_app.outbox import GEN_HEADER
 
@@ -61,7 +62,8 @@ class ConsoleTask(DjangoTask):
         if record.retries > self.request.retries:
             self.request.next_run = record  # backend.mark_as_retry writes it, with the run's outcome
             return
-        self.app.take_over(record)
+        if not self.app.take_over(record):
+            raise DuplicateTask(f"Task {record.task_id} runs: it can be retried or replaced, not sent beside itself.")
 
     def on_replace(self, sig):
         """Go on as `sig`: its last step, which has this task's id, takes the record over when it is sent."""

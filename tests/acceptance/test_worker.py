@@ -134,6 +134,10 @@ def test_a_task_that_puts_itself_back_runs_again(executions):
     assert (record.state, record.attempt, executions(tag)) == ("SUCCESS", 2, 2)
 
 
+def test_a_task_cannot_send_another_under_its_own_id():
+    assert finished(client.submit("sample.beside_itself")).exc_type == "DuplicateTask"
+
+
 def test_a_state_of_failure_that_a_task_gives_itself_is_kept():
     assert finished(client.submit("sample.own_failure")).state == "FAILURE"
 

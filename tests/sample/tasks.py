@@ -126,6 +126,11 @@ def requeued(tag: str):
             raise Reject("not now", requeue=True)
 
 
+@shared_task(name="sample.beside_itself", bind=True)
+def beside_itself(self):
+    echo.apply_async(["twice"], task_id=self.request.id)
+
+
 @shared_task(name="sample.own_failure", bind=True)
 def own_failure(self):
     self.update_state(state="FAILURE", meta={"why": "not today"})
