@@ -147,8 +147,24 @@ CELERY_WORKER_HIJACK_ROOT_LOGGER = False
 CELERY_TASK_TIME_LIMIT = env.int("TASK_TIME_LIMIT", None)
 CELERY_TASK_SOFT_TIME_LIMIT = env.int("TASK_SOFT_TIME_LIMIT", None)
 CELERY_WORKER_CANCEL_LONG_RUNNING_TASKS_ON_CONNECTION_LOSS = False
+CELERY_WORKER_DISABLE_RATE_LIMITS = True  # a task's rate_limit is kept in Postgres, across all workers
 CELERY_BEAT_SCHEDULER = "django_celery_beat.schedulers:DatabaseScheduler"
 CELERY_BEAT_SCHEDULE: dict = {}
+
+# What holds under faults
+#: Seconds for which a run is taken to be alive; renewed each third, after which it is lost.
+TASK_LEASE = env.float("TASK_LEASE", 30)
+#: Lost runs after which a task with acks_late=True has failed.
+TASK_MAX_LOST = env.int("TASK_MAX_LOST", 3)
+#: Seconds after which a message that nobody claimed is looked for in the broker, and published again if it is lost.
+TASK_CENSUS_GRACE = env.float("TASK_CENSUS_GRACE", 60)
+#: Seconds for which a task that no worker knows waits for one that does.
+TASK_UNREGISTERED_GRACE = env.float("TASK_UNREGISTERED_GRACE", 600)
+#: Seconds from SIGTERM until a worker lets go of what it still runs.
+WORKER_SHUTDOWN_GRACE = env.float("WORKER_SHUTDOWN_GRACE", 25)
+#: Bytes, as JSON: more arguments are refused, more of a result is cut.
+TASK_ARGS_MAX_BYTES = env.int("TASK_ARGS_MAX_BYTES", 1_048_576)
+TASK_RESULT_MAX_BYTES = env.int("TASK_RESULT_MAX_BYTES", 1_048_576)
 
 # Tasks that come with the console
 #: Management commands that the task run_command may run.

@@ -1,32 +1,46 @@
 """The result backend: django-celery-results' tables, with the record closed in the statement that stores the result.
 
-Only the run that holds the record's `gen` can close it, so a late result of a run that was lost or revoked is refused.
-The worker's parent process, which reports time limits and killed children, comes through the same statement.
+Only the run that holds the record's `gen` can close it, so a late result of a run that was lost or revoked is refused,
+and so is all that would follow from it: the next steps of a workflow, and the part of a chord, are written in the
+transaction that closes the record. The worker's parent process, which reports time limits and killed children, and
+whoever ends a run whose worker is gone, come through the same statement.
 """
 
 import logging
-from contextlib import contextmanager, suppress
-from functools import cached_property
+from collections.abc import Callable, Iterable
+from functools import cached_property, partial
 
+from billiard.exceptions import WorkerLostError
 from celery import states as celery_states
-from celery.app.task import Context
-from celery.exceptions import TaskRevokedError
-from django.db import transaction
-from django_celery_results.backends.database import DatabaseBackend
+from celery.exceptions import NotRegistered, TaskRevokedError
+from celery.utils.saferepr import saferepr
+from django.conf import settings
+from django.db import DatabaseError, transaction
 from django_celery_results.models import TaskResult
+from kombu.exceptions import EncodeError
 
 from tasks_app import states
-from tasks_app.execution import foreign_record, gen_of, patiently
-from tasks_app.models import TaskRecord, execute, printable
+from tasks_app.chords import ChordBackend
+from tasks_app.execution import foreign_record, gen_of, patiently, request_of
+from tasks_app.models import TaskRecord, printable
+from tasks_app.moves import execute
 from tasks_app.notify import DUE_CHANNEL, notify
+from tasks_app.outbox import Successors, take_successors
 
 logger = logging.getLogger(__name__)
 
+#: Characters of a result, as JSON, of an exception's message and of a traceback that are kept.
+RESULT_MAX: int = getattr(settings, "TASK_RESULT_MAX_BYTES", 1_048_576)
+#: Seconds for which a task that no worker knows is tried again: a deploy may bring one that does.
+UNREGISTERED_GRACE: float = getattr(settings, "TASK_UNREGISTERED_GRACE", 600)
+
+#: What was asked to stop ends as REVOKED, unless it had succeeded already.
 _CLOSE = f"""
 UPDATE {TaskRecord._meta.db_table} SET
-    state = %s, publish_at = NULL, finished_at = clock_timestamp(),
-    result_preview = %s, exc_type = %s, exc_message = %s
+    state = %s, publish_at = NULL, finished_at = clock_timestamp(), lease_until = NULL,
+    result_preview = %s, note = %s, exc_type = %s, exc_message = %s
 WHERE task_id = %s AND coalesce(gen = %s, true) AND state IN ('PENDING', 'STARTED', 'RETRY')
+    AND (cancel_at IS NULL OR %s)
 RETURNING started_at, worker, name
 """
 _CLOSE_WITH_RESULT = f"""
@@ -49,108 +63,238 @@ class _Fenced(Exception):
     """The run whose outcome was to be stored had been closed, or had gone elsewhere."""
 
 
-class RecordBackend(DatabaseBackend):
+class _Cancelled(Exception):
+    """The run that failed, or was to be retried, had been asked to stop."""
+
+
+class RecordBackend(ChordBackend):
     """Keeps results where django-celery-results does, and the console's record in step with them."""
 
     @cached_property
     def _is_extended(self) -> bool:
         return bool(self.app.conf.result_extended)
 
+    #: The task whose outcome is being stored.
     _closing: str | None = None
 
-    @contextmanager
-    def _outcome(self, task_id):
-        """Store a run's outcome and what follows from it (chord, chain, errbacks); where it comes late, none of it."""
-        self._closing = task_id
+    def _conclude(self, task_id, request, outcome: Callable[[], object], alone: bool) -> None:
+        """Store a run's outcome and what follows from it, in one transaction; where it comes late, none of it.
+
+        `alone`: nothing follows from it, so that its one statement needs no transaction. Where the database is away
+        it is done again, as a whole.
+        """
+        take_successors()
+        outer = self._closing, self._root
+        self._closing, self._root = task_id, getattr(request, "root_id", None) or self._root
         try:
-            with suppress(_Fenced):
-                yield
+            outcome() if alone else patiently(partial(_in_transaction, outcome), task_id)
+        except _Fenced:
+            pass
+        except _Cancelled:
+            self.mark_as_revoked(task_id, "asked to stop", request)
         finally:
-            self._closing = None
+            self._closing, self._root = outer
 
     def mark_as_done(self, task_id, result, request=None, store_result=True, state=celery_states.SUCCESS):
-        with self._outcome(task_id):
+        successors = take_successors() or Successors()
+        follows = successors.records or successors.chords or (request and request.chord)
+
+        def outcome():
             if store_result:
                 self.store_result(task_id, result, state, request=request)
             else:
                 self._close(task_id, state, request)
+            if successors.records or successors.chords:
+                stopped = TaskRecord.objects.filter(task_id=task_id, cancel_at__isnull=False).exists()
+                self.app.submit_successors(successors, revoked=stopped)
             if request and request.chord:
                 self.on_chord_part_return(request, state, result)
 
-    def mark_as_failure(self, task_id, *args, **kwargs):
-        with self._outcome(task_id):
-            super().mark_as_failure(task_id, *args, **kwargs)
+        self._conclude(task_id, request, outcome, alone=not follows)
 
-    def mark_as_revoked(self, task_id, *args, **kwargs):
-        with self._outcome(task_id):
-            super().mark_as_revoked(task_id, *args, **kwargs)
+    def mark_as_failure(self, task_id, exc, traceback=None, request=None, store_result=True, call_errbacks=True, **kw):
+        if isinstance(exc, WorkerLostError) and hasattr(request, "id"):
+            return self.mark_as_lost(task_id, gen_of(request), str(exc))
+        if isinstance(exc, NotRegistered) and self._wait_for_another_worker(task_id, exc):
+            return None
+        follows = request and (request.chord or getattr(request, "chain", None) or request.errbacks)
+        fail = super().mark_as_failure
+        outcome = partial(fail, task_id, exc, traceback, request, store_result, call_errbacks, **kw)
+        return self._conclude(task_id, request, outcome, alone=not follows)
 
-    def count_revoked(self, task_ids) -> None:
-        """Let the chords of tasks that were revoked while they waited go on: their bodies fail, as Celery has it."""
-        for record in TaskRecord.objects.filter(task_id__in=task_ids, group_id__isnull=False):
-            if chord := record.options.get("chord"):
-                request = Context(id=record.task_id, group=record.group_id, chord=chord)
-                self.on_chord_part_return(request, record.state, TaskRevokedError(record.exc_message))
+    def mark_as_revoked(self, task_id, reason="", request=None, store_result=True, state=celery_states.REVOKED):
+        def outcome():
+            exc = TaskRevokedError(reason)
+            self.store_result(task_id, exc, state, request=request)
+            self._follow(request, state, exc)
+
+        self._conclude(task_id, request, outcome, alone=False)
 
     def mark_as_retry(self, task_id, exc, traceback=None, request=None, store_result=True, state=celery_states.RETRY):
         """Record the run and what it raised, and let the task wait for its next one, as `Task.retry` has asked."""
-        next_run = getattr(request, "next_run", None)  # None: Celery repeats a run whose process was lost
-        return patiently(lambda: self._wait_for_retry(task_id, exc, traceback, request, next_run), task_id)
+        next_run = getattr(request, "next_run", None)
+        if next_run is None:  # by Celery itself, whose worker lets go of what it runs
+            return self.mark_as_released(task_id, gen_of(request), str(exc))
 
-    def _wait_for_retry(self, task_id, exc, traceback, request, next_run):
-        with transaction.atomic():
-            moved = TaskRecord.objects.mark_retry(
-                task_id,
-                gen_of(request),
-                next_run,
-                type(exc).__name__ if exc else "",
-                printable(str(exc or "")),
-                printable(traceback or ""),
-            )
-            if moved is None:
-                _log_fenced(task_id, celery_states.RETRY)
-                return None
-            stored = super().mark_as_retry(task_id, exc, traceback, request)
-            if next_run and next_run.publish_at:
+        def outcome():
+            run = TaskRecord.objects.run_of(task_id, gen_of(request))
+            if run is None:
+                _log_fenced(task_id, state)
+                raise _Fenced
+            if run.cancel_at:
+                raise _Cancelled
+            run.keep_attempt(type(exc).__name__ if exc else "", _cut(str(exc or "")), _cut(traceback or ""))
+            moved = run.wait_again(next_run)
+            super(RecordBackend, self).mark_as_retry(task_id, exc, traceback, request)
+            self._wake_or_publish(moved, next_run.publish_at)
+
+        return self._conclude(task_id, request, outcome, alone=False)
+
+    def mark_as_lost(self, task_id: str, gen: int, reason: str) -> None:
+        """End a run whose process is gone: its task is repeated if it says so (`acks_late`), or it has failed."""
+
+        def outcome():
+            run = TaskRecord.objects.run_of(task_id, gen)
+            if run is None:
+                raise _Fenced
+            if TaskRecord.objects.mark_lost(run, reason):
+                logger.warning("Run %d of task %s is lost, it is repeated: %s", run.attempt, task_id, reason)
                 notify(DUE_CHANNEL)
             else:
-                transaction.on_commit(lambda: self.app.publish_submitted([moved]))
-        return stored
+                TaskRecord.objects.filter(pk=run.pk).update(lost_count=run.lost_count)
+                self._give_up(run, reason)
 
-    def chord_error_from_stack(self, callback, exc=None):
-        """Celery marks a chord's body as failed without ever sending it: it gets a record, so that it can be seen."""
-        if callback.id and "tasks" not in callback.get("kwargs", {}):
-            TaskRecord.objects.adopt(foreign_record(None, callback.id, callback.task))
-        return super().chord_error_from_stack(callback, exc)
+        self._conclude(task_id, None, outcome, alone=False)
+
+    def mark_as_released(self, task_id: str, gen: int, reason: str) -> None:
+        """End a run that its worker can go on with no longer: its task is repeated, or has failed, as for a lost one,
+        but it does not count as lost."""
+
+        def outcome():
+            run = TaskRecord.objects.run_of(task_id, gen)
+            if run is None:
+                raise _Fenced
+            if run.cancel_at or run.max_lost <= 1:
+                self._give_up(run, reason)
+            else:
+                run.keep_attempt(exc_message=reason)
+                run.wait_again(publish_in=0)
+                notify(DUE_CHANNEL)
+
+        self._conclude(task_id, None, outcome, alone=False)
+
+    def mark_as_dropped(self, request, state: str, exc: Exception) -> None:
+        """End a run whose body raised Ignore or Reject."""
+        if getattr(exc, "requeue", False):
+            TaskRecord.objects.mark_requeued(request.id, gen_of(request))
+            return
+        with transaction.atomic():
+            if TaskRecord.objects.mark_dropped(request.id, gen_of(request), state) and request.chord:
+                self.on_chord_part_return(request, celery_states.FAILURE, exc)
+
+    def follow_revoked(self, task_ids: Iterable[str]) -> None:
+        """Let what waits for tasks that were revoked, or expired, while they waited end too."""
+        for record in TaskRecord.objects.filter(task_id__in=task_ids):
+            if record.options.get("chord") or record.options.get("chain"):
+                self._root = record.root_id
+                self._follow(request_of(record), record.state, TaskRevokedError(record.exc_message))
+                self._root = None
+
+    def fail_unpublishable(self, record: TaskRecord, error: Exception) -> None:
+        """End a task of which no message can be made."""
+        exc_type, reason = type(error).__name__, _cut(f"No message can be made of it: {error}")
+        with transaction.atomic():
+            if TaskRecord.objects.mark_unpublishable(record, reason, exc_type):
+                self._follow(request_of(record), celery_states.FAILURE, error)
+
+    def _call_task_errbacks(self, request, exc, traceback):
+        """One that is called here and now may break the transaction that it is called in, not the outcome."""
+        try:
+            with transaction.atomic():
+                super()._call_task_errbacks(request, exc, traceback)
+        except DatabaseError as error:
+            logger.error("An errback of task %s failed: %s", request.id, str(error).strip())
+
+    def _follow(self, request, state: str, exc: Exception) -> None:
+        """What a task that did not succeed means for those that wait for it."""
+        if request is None:
+            return
+        if request.chord:
+            self.on_chord_part_return(request, state, exc)
+        self._fail_chain(getattr(request, "chain", None), exc, state=state)
+        if state == celery_states.FAILURE and request.errbacks:
+            self._call_task_errbacks(request, exc, None)
+
+    def _give_up(self, run: TaskRecord, reason: str) -> None:
+        request = request_of(run)
+        self._root = run.root_id
+        if run.cancel_at:
+            revoked = TaskRevokedError(f"asked to stop; {reason}")
+            self.store_result(run.task_id, revoked, celery_states.REVOKED, request=request)
+            self._follow(request, celery_states.REVOKED, revoked)
+        else:
+            super().mark_as_failure(run.task_id, WorkerLostError(reason), request=request)
+
+    def _wait_for_another_worker(self, task_id: str, exc: NotRegistered) -> bool:
+        moved = TaskRecord.objects.mark_unregistered(task_id, f"not registered in a worker: {exc}", UNREGISTERED_GRACE)
+        if moved:
+            logger.warning("Task %s waits for a worker that knows it: %s", task_id, exc)
+        return moved
+
+    def _wake_or_publish(self, record: TaskRecord, publish_at) -> None:
+        if publish_at:
+            notify(DUE_CHANNEL)
+        else:
+            transaction.on_commit(lambda: self.app.publish_submitted([record]))
 
     def _store_result(self, task_id, result, status, traceback=None, request=None, using=None):
         if status not in states.READY_STATES:  # RETRY, and states of a task's own (`update_state`)
             return super()._store_result(task_id, result, status, traceback, request, using)
-        content_type, content_encoding, encoded = self.encode_content(result)
+        exception = _exception_words(result) if status in states.EXCEPTION_STATES else ("", "")
+        (content_type, content_encoding, encoded), note = self._kept(result, exception)
         meta = {**self._get_meta_from_request(request), "children": self.current_task_children(request)}
         extended = self._get_extended_properties(request, traceback) if self._is_extended else {}
-        traceback = printable(traceback) if traceback else None
-        exception = _exception_words(result) if status in states.EXCEPTION_STATES else ("", "")
-        self._close(task_id, status, request, encoded, exception, [
+        traceback = _cut(traceback) if traceback else None
+        self._close(task_id, status, request, encoded, note, exception, [
             task_id, status, content_type, content_encoding, encoded, traceback, self.encode_content(meta)[2],
             extended.get("task_args"), extended.get("task_kwargs"), extended.get("periodic_task_name"),
         ])  # fmt: skip
         return encoded
 
-    def _close(self, task_id, state, request, encoded="", exception=("", ""), result_row=()):
+    def _kept(self, result, exception: tuple[str, str]) -> tuple[tuple[str, str, str], str]:
+        """A result as it is stored, and what had to be done to it for that."""
+        note = ""
+        try:
+            kept = self.encode_content(result)
+        except (EncodeError, TypeError, ValueError, RecursionError) as error:
+            note = f"Not JSON, kept as its repr: {error}"[:200]
+            kept = self.encode_content(_repr(result))
+        if (length := len(kept[2])) <= RESULT_MAX:
+            return kept, note
+        note = f"Cut: {length:,} characters as JSON, {RESULT_MAX:,} are kept"
+        if exception[0]:
+            return self.encode_content(
+                {"exc_type": exception[0], "exc_message": [exception[1]], "exc_module": result["exc_module"]}
+            ), note
+        return self.encode_content(f"{kept[2][:RESULT_MAX]} … ({note})"), note
+
+    def _close(self, task_id, state, request, encoded="", note="", exception=("", ""), result_row=()):
         """Close the record and store the result row, if any, in one statement. A task without a record gets one."""
         gen = gen_of(request) if request is not None and hasattr(request, "id") else None
         preview = "" if exception[0] else encoded[:200]
-        values = [state, preview, *exception, task_id, gen, *result_row]
+        may_be_cancelled = state in (celery_states.SUCCESS, celery_states.REVOKED)
+        values = [state, preview, note, *exception, task_id, gen, may_be_cancelled, *result_row]
         sql = _CLOSE_WITH_RESULT if result_row else _CLOSE
         if patiently(lambda: execute(sql, values).rowcount, task_id):
             return
-        if TaskRecord.objects.filter(task_id=task_id).exists():
+        if record := TaskRecord.objects.filter(task_id=task_id).only("state", "gen", "cancel_at").first():
+            if task_id != self._closing:
+                return
+            if record.cancel_at and record.state not in states.READY_STATES and gen in (None, record.gen):
+                raise _Cancelled
             _log_fenced(task_id, state)
-            if task_id == self._closing:
-                raise _Fenced
-            return
-        TaskRecord.objects.adopt(foreign_record(request, task_id))
+            raise _Fenced
+        TaskRecord.objects.adopt(foreign_record(request, task_id, root_id=self._root))
         execute(sql, values)
 
     def _get_task_meta_for(self, task_id):
@@ -180,11 +324,31 @@ def _module(record) -> str:
 def _exception_words(result) -> tuple[str, str]:
     """Type and message of an exception as Celery's backends prepare it for JSON."""
     if not isinstance(result, dict) or not {"exc_type", "exc_message"} <= result.keys():
-        return "", printable(str(result or ""))  # `update_state(state="FAILURE", meta=…)`
+        return "", _cut(str(result or ""))  # `update_state(state="FAILURE", meta=…)`
     message = result["exc_message"]
     if isinstance(message, list | tuple):
         message = ", ".join(map(str, message))
-    return result["exc_type"], printable(str(message))
+    return result["exc_type"], _cut(str(message))
+
+
+def _cut(text: str) -> str:
+    """`text` as Postgres can hold it, without its middle where it is too long."""
+    text = printable(text)
+    if len(text) <= RESULT_MAX:
+        return text
+    return f"{text[: RESULT_MAX // 2]}\n… ({len(text):,} characters) …\n{text[-RESULT_MAX // 2 :]}"
+
+
+def _repr(value) -> str:
+    try:
+        return saferepr(value, maxlen=10_000)
+    except Exception as error:
+        return f"<{type(value).__name__} whose repr raised {type(error).__name__}>"
+
+
+def _in_transaction(outcome: Callable[[], object]) -> None:
+    with transaction.atomic():
+        outcome()
 
 
 def _log_fenced(task_id, state) -> None:

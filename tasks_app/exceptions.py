@@ -4,6 +4,7 @@ TaskConsoleError
 ├── UnknownTask        no task of this name is registered
 ├── TaskNotFound       no task was ever recorded under this id
 ├── DuplicateTask      a task with this id is recorded already
+│   └── NotUnique      a task that is to be there once is there already; `task_id` is its id
 └── InvalidSubmission  arguments or options that could never run; nothing was recorded
 """
 
@@ -22,6 +23,15 @@ class TaskNotFound(TaskConsoleError, LookupError):
 
 class DuplicateTask(TaskConsoleError, ValueError):
     pass
+
+
+class NotUnique(DuplicateTask):
+    def __init__(self, message: str, task_id: str):
+        super().__init__(message)
+        self.task_id = task_id
+
+    def __reduce__(self):
+        return type(self), (*self.args, self.task_id)
 
 
 class InvalidSubmission(TaskConsoleError, ValueError):

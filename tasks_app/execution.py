@@ -6,25 +6,32 @@ A message that lost (repeated, late, revoked, expired) finds no row to claim, an
 import asyncio
 import functools
 import inspect
+import itertools
 import logging
 import math
 import os
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from datetime import timedelta
 from typing import TypeVar
 
 from asgiref.sync import sync_to_async
 from billiard import current_process
+from celery.app.task import Context
 from celery.contrib.django.task import DjangoTask
 from celery.exceptions import Ignore, Reject, SoftTimeLimitExceeded
 from celery.signals import task_postrun
-from django.db import InterfaceError, OperationalError, close_old_connections, connection
+from django.db import InterfaceError, OperationalError, close_old_connections, connection, transaction
+from kombu.utils.functional import maybe_list
 
 from tasks_app import states
 from tasks_app.exceptions import DuplicateTask
 from tasks_app.models import TaskRecord
-from tasks_app.outbox import GEN_HEADER
+from tasks_app.moves import MAX_LOST
+from tasks_app.notify import DUE_CHANNEL, notify
+from tasks_app.outbox import begin_ending, take_successors
+from tasks_app.publishing import GEN_HEADER
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -37,8 +44,18 @@ class ConsoleTask(DjangoTask):
     """Base class of every task of the app. The body may be a coroutine function."""
 
     abstract = True
+    Request = "tasks_app.workers:ConsoleRequest"
     #: Lets Celery report each retry and failure to the backend, which keeps the record (see backend.py).
     store_errors_even_if_ignored = True
+
+    #: Runs of a task with `acks_late=True` that may be lost with their worker before it has failed.
+    max_lost: int = MAX_LOST
+    #: Whether, and while what, there may be one only: "waiting", "unfinished" or seconds (see uniqueness.py).
+    unique: str | float | timedelta | None = None
+    unique_by: Sequence[str] | None = None
+    #: How many may run at once, across all workers; `rate_limit` is across all workers too (see limits.py).
+    concurrency_limit: int | None = None
+    limit_key: str | None = None
 
     def __init_subclass__(cls, **kwargs):
         super().__init_subclass__(**kwargs)
@@ -51,11 +68,28 @@ class ConsoleTask(DjangoTask):
     def before_start(self, task_id, args, kwargs):
         """Claim the run. A task that overrides this calls `super().before_start` first."""
         request = self.request
+        request.is_next = True
         if request.is_eager:
             return
-        if _claim_when_possible(request) is None:
+        take_successors()  # of a run that Celery gave up in between
+        attempt = _claim_when_possible(request, self.max_lost if self.acks_late else 1)
+        if attempt is None:
             raise Ignore(f"{self.name}[{task_id}] is not to run by this message: done, revoked, expired or taken.")
-        request.claimed = True
+        request.attempt, request.claimed = attempt, True
+
+    def __call__(self, *args, **kwargs):
+        request = self.request
+        if not request.__dict__.pop("is_next", False):  # called as a function, by its own body or another's
+            return super().__call__(*args, **kwargs)
+        result = self.run(*args, **kwargs)
+        if not request.is_eager:
+            begin_ending()
+        return result
+
+    def is_cancelled(self) -> bool:
+        """Whether this run was asked to stop, or is taken for lost: for a long body to ask now and then, and return."""
+        run = TaskRecord.objects.filter(task_id=self.request.id, gen=gen_of(self.request), state=states.STARTED)
+        return not run.filter(cancel_at=None).exists()
 
     def continue_as(self, record: TaskRecord) -> None:
         """Called by send_task where the running task sends its own id: a retry, or `replace`."""
@@ -67,27 +101,33 @@ class ConsoleTask(DjangoTask):
 
     def on_replace(self, sig):
         """Go on as `sig`: its last step, which has this task's id, takes the record over when it is sent."""
-        if not self.request.is_eager:
-            self.request.claimed = False
+        if self.request.is_eager:
+            return super().on_replace(sig)
+        with transaction.atomic():
             TaskRecord.objects.mark_replaced(self.request.id, gen_of(self.request))
-        return super().on_replace(sig)
+            sig.delay()
+        self.request.claimed = False
+        raise Ignore(f"Replaced by {sig.name}")
 
 
 @task_postrun.connect
 def close_dropped_run(sender, task_id, state, retval, **_):
-    """Celery tells no backend of a body that raised Ignore or Reject."""
+    """Celery tells no backend of a body that raised Ignore or Reject; and the relay waits for a slot to become free."""
     request = sender.request
-    if state not in (states.IGNORED, states.REJECTED) or not getattr(request, "claimed", False):
-        return
-    if getattr(retval, "requeue", False):
-        TaskRecord.objects.mark_requeued(task_id, gen_of(request))
-    else:
-        TaskRecord.objects.mark_dropped(task_id, gen_of(request), state)
+    if state in (states.IGNORED, states.REJECTED) and getattr(request, "claimed", False):
+        patiently(lambda: sender.backend.mark_as_dropped(request, state, retval), task_id)
+    if sender.concurrency_limit and not request.is_eager:
+        patiently(lambda: notify(DUE_CHANNEL), task_id)
 
 
 def gen_of(request) -> int:
     """The `gen` that a run's message carries; 1 where it was sent past the console."""
-    return getattr(request, GEN_HEADER, None) or 1
+    gen = getattr(request, GEN_HEADER, None)
+    return gen if isinstance(gen, int) and 0 < gen < 2**31 else 1
+
+
+def _in_main_process() -> bool:
+    return current_process().name == "MainProcess"
 
 
 def patiently(action: Callable[[], T], task_id: str, patience: float = DATABASE_PATIENCE) -> T:
@@ -96,7 +136,7 @@ def patiently(action: Callable[[], T], task_id: str, patience: float = DATABASE_
     (Celery's Django fixup mends no connection here: it is told to keep them.) The worker's parent, in which all wait
     for each other, has less patience; within a transaction there is none, for it is lost.
     """
-    give_up_at = time.monotonic() + (5 if current_process().name == "MainProcess" else patience)
+    give_up_at = time.monotonic() + (5 if _in_main_process() else patience)
     pause = 0.0
     while True:
         try:
@@ -111,24 +151,52 @@ def patiently(action: Callable[[], T], task_id: str, patience: float = DATABASE_
             pause = 1.0
 
 
-def _claim_when_possible(request) -> int | None:
+def _claim_when_possible(request, max_lost: int) -> int | None:
+    tries = itertools.count()
+    # Without end: Celery has acknowledged the message already, so there is no giving it back.
     try:
-        # Without end: Celery has acknowledged the message already, so there is no giving it back.
-        return patiently(lambda: _claim(request), request.id, patience=math.inf)
+        return patiently(lambda: _claim(request, max_lost, is_first=next(tries) == 0), request.id, patience=math.inf)
     except (OperationalError, InterfaceError) as error:
         raise Reject(error, requeue=True) from error
 
 
-def _claim(request) -> int | None:
-    claim = functools.partial(TaskRecord.objects.claim, request.id, gen_of(request), request.hostname, os.getpid())
-    attempt = claim()
+def _claim(request, max_lost: int, is_first: bool) -> int | None:
+    who = request.id, gen_of(request), request.hostname, os.getpid()
+    attempt = TaskRecord.objects.claim(*who, max_lost)
     if attempt is None and not TaskRecord.objects.filter(task_id=request.id).exists():
         TaskRecord.objects.adopt(foreign_record(request))
-        attempt = claim()
+        attempt = TaskRecord.objects.claim(*who, max_lost)
+    if attempt is None and not is_first and not _in_main_process():  # whose threads share one pid
+        attempt = TaskRecord.objects.claimed(*who)  # it was done, and the answer was lost
     return attempt
 
 
-def foreign_record(request, task_id: str | None = None, name: str | None = None) -> TaskRecord:
+def request_of(record: TaskRecord) -> Context:
+    """A run's request as far as its record tells, for who has to end it without its worker."""
+    options = record.options
+    return Context(
+        id=record.task_id,
+        task=record.name,
+        args=record.args,
+        kwargs=record.kwargs,
+        root_id=record.root_id,
+        parent_id=record.parent_id,
+        group=record.group_id,
+        retries=record.retries,
+        hostname=record.worker,
+        chord=options.get("chord"),
+        chain=options.get("chain"),
+        errbacks=maybe_list(options.get("link_error")),
+        headers=options.get("headers"),
+        delivery_info={"routing_key": record.queue, "priority": record.priority},
+        called_directly=False,
+        **{GEN_HEADER: record.gen},
+    )
+
+
+def foreign_record(
+    request, task_id: str | None = None, name: str | None = None, root_id: str | None = None
+) -> TaskRecord:
     """The record of a task that was sent past the console, as far as its message tells."""
     task_id = task_id or request.id
     delivery = getattr(request, "delivery_info", None) or {}
@@ -140,7 +208,7 @@ def foreign_record(request, task_id: str | None = None, name: str | None = None)
         options={},
         queue=delivery.get("routing_key") or "",
         priority=delivery.get("priority"),
-        root_id=getattr(request, "root_id", None) or task_id,
+        root_id=root_id or getattr(request, "root_id", None) or task_id,
         parent_id=getattr(request, "parent_id", None),
         group_id=getattr(request, "group", None),
         retries=getattr(request, "retries", None) or 0,

@@ -1,19 +1,43 @@
 """What keeps the records moving without a submitter or a worker: each function does one batch and returns a count."""
 
 import logging
+import os
+import socket
 import threading
-from datetime import datetime
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import datetime, timedelta
 
 from celery import current_app
+from django.conf import settings
 from django.db import DatabaseError, connections, transaction
 from django.db.models import Min
+from django.db.models.functions import Now
 from django.utils import timezone
 from kombu.exceptions import OperationalError
 
-from tasks_app.models import TaskRecord
+from tasks_app import broker, limits
+from tasks_app.models import Duty, TaskRecord
+from tasks_app.moves import LEASE, PUBLISH_GRACE, execute
 from tasks_app.notify import DUE_CHANNEL, Listener
 
 logger = logging.getLogger(__name__)
+
+#: Seconds after which a message that nobody claimed is looked for in the broker.
+CENSUS_GRACE: float = getattr(settings, "TASK_CENSUS_GRACE", 60.0)
+#: Seconds between two looks at the broker. In between a worker that took a message off its queue has told of it.
+CENSUS_PAUSE = max(CENSUS_GRACE / 6, LEASE / 2)
+#: Rows that one census judges.
+CENSUS_ROWS = 1000
+
+
+@contextmanager
+def brief_transaction() -> Iterator[None]:
+    """A transaction that Postgres ends if its process freezes within it: its rows must not be kept from the others."""
+    with transaction.atomic():
+        execute("SET LOCAL idle_in_transaction_session_timeout = '5s'", [])
+        yield
 
 
 def publish_due(limit: int = 500) -> int:
@@ -22,9 +46,9 @@ def publish_due(limit: int = 500) -> int:
     Any number of relays share the rows out by their locks. A crash between publishing and marking sends a message
     twice; the claim drops the second. Raises kombu's OperationalError where the broker does not answer.
     """
-    with transaction.atomic():
+    with brief_transaction():
         records = list(TaskRecord.objects.due_for_publishing(limit))
-        if published := _publish(records):
+        if published := _publish(limits.admit(records)):
             TaskRecord.objects.mark_published([(record.task_id, record.gen) for record in published])
     return len(records)
 
@@ -41,16 +65,42 @@ def _publish(records: list[TaskRecord]) -> list[TaskRecord]:
         if len(records) > 1:
             return [record for each in records for record in _publish([each])]
         logger.exception("No message can be made of task %s", records[0].task_id)
-        TaskRecord.objects.mark_unpublishable(records[0], error)
+        current_app.backend.fail_unpublishable(records[0], error)
         return []
     return records
 
 
 def expire_waiting() -> int:
     """Revoke what nobody started before it expired."""
-    revoked = TaskRecord.objects.mark_expired()
-    current_app.backend.count_revoked(revoked)
+    with brief_transaction():
+        revoked = TaskRecord.objects.mark_expired()
+        if revoked:
+            current_app.backend.follow_revoked(revoked)
     return len(revoked)
+
+
+def rescue_lost(limit: int = 100) -> int:
+    """End runs whose lease ran out: nobody renews it, so their worker is gone, or knows of them no longer."""
+    with brief_transaction():
+        lost = list(TaskRecord.objects.lost(limit))
+        for run in lost:
+            reason = f"its lease ran out: worker {run.worker} was lost, or cut off, during the run"
+            current_app.backend.mark_as_lost(run.task_id, run.gen, reason)
+    return len(lost)
+
+
+def republish_after_restart() -> int:
+    """Publish again what a broker that restarted empty has forgotten. Twice: some were being marked as published."""
+    if broker.has_epoch():
+        return 0
+    published = TaskRecord.objects.unclaimed(grace=0)
+    count = TaskRecord.objects.mark_handed_back(published.values_list("task_id", "gen"))
+    time.sleep(PUBLISH_GRACE / 4)
+    count += TaskRecord.objects.mark_handed_back(published.values_list("task_id", "gen"))
+    broker.set_epoch()
+    if count:
+        logger.warning("The broker had restarted empty: %d messages are published again.", count)
+    return count
 
 
 def next_due_at() -> datetime | None:
@@ -58,8 +108,78 @@ def next_due_at() -> datetime | None:
     return TaskRecord.objects.aggregate(at=Min("publish_at"))["at"]
 
 
+def take_duty(name: str, pause: float) -> bool:
+    """Whether it is this process that shall do what one alone does each `pause` seconds.
+
+    It goes on with it; another takes over where it was silent for three times as long.
+    """
+    me = f"{socket.gethostname()}:{os.getpid()}"
+    mine = Duty.objects.filter(name=name, holder=me).update(done_at=Now())
+    silent = Duty.objects.filter(name=name, done_at__lt=Now() - timedelta(seconds=3 * pause))
+    if mine or silent.update(holder=me, done_at=Now()):
+        return True
+    return bool(Duty.objects.bulk_create([Duty(name=name, holder=me, done_at=Now())], ignore_conflicts=True)) and (
+        Duty.objects.filter(name=name, holder=me).exists()
+    )
+
+
+class Census:
+    """Publishes again what the broker has lost: what was published, and is neither in its queues nor with a worker.
+
+    Seen so twice, since a message may be on its way to a worker just then. A mistake is harmless: the message carries a
+    new gen, and the old one is dropped.
+    """
+
+    def __init__(self):
+        self._missing: set[tuple[str, int]] = set()
+
+    def look(self) -> int:
+        records = list(
+            TaskRecord.objects.unclaimed(CENSUS_GRACE).only("task_id", "gen", "queue", "published_at")[:CENSUS_ROWS]
+        )
+        if not records:
+            self._missing = set()
+            return 0
+        held = broker.held({record.queue for record in records})
+        missing = {(record.task_id, record.gen) for record in records if not held.may_hold(record)}
+        lost, self._missing = missing & self._missing, missing
+        if not lost:
+            return 0
+        count = TaskRecord.objects.mark_handed_back(lost)
+        logger.warning("%d messages had been lost by the broker or on their way: they are published again.", count)
+        return count
+
+
+class Rescuer:
+    """Ends lost runs, and finds lost messages, each in its time.
+
+    Blind for long, as every one is while Postgres is away, it waits for a whole lease before it takes a run for lost:
+    until then the workers renew the leases that they could not renew either.
+    """
+
+    def __init__(self):
+        self._seen_at = -LEASE
+        self._trusts_at = self._censor_at = 0.0
+        self._census = Census()
+
+    def work(self, now: float) -> None:
+        """Do what is due at `now`, in seconds of the monotonic clock. Called after a look at the database worked."""
+        if now - self._seen_at > LEASE / 2:
+            self._trusts_at = now + LEASE
+        if now - self._seen_at >= LEASE / 6:
+            self._seen_at = now
+            if now >= self._trusts_at:
+                rescue_lost()
+        if broker.is_readable():
+            republish_after_restart()
+            if now >= self._censor_at:
+                self._censor_at = now + CENSUS_PAUSE
+                if take_duty("census", CENSUS_PAUSE):
+                    self._census.look()
+
+
 class Relay(threading.Thread):
-    """Publishes what is due, in every `runscheduler` and in every worker's parent process.
+    """Publishes what is due, and rescues what was lost, in every `runscheduler` and every worker's parent process.
 
     Woken by NOTIFY, polling behind it, it sleeps until the next row is due.
     """
@@ -71,18 +191,22 @@ class Relay(threading.Thread):
         super().__init__(name="relay", daemon=True)
         self._stopping = threading.Event()
         self._listener = Listener(DUE_CHANNEL)
+        self._rescuer = Rescuer()
 
     def run(self) -> None:
         away = False
         while not self._stopping.is_set():
             try:
-                expire_waiting()
-                pause = 0.0 if publish_due() else self._pause()
+                pause = self._turn()
                 away = False
             except (OperationalError, DatabaseError) as error:
                 if not away:
                     logger.warning("Relay waits, what is due stays in Postgres: %s", str(error).strip())
                 away, pause = True, self.BACK_OFF
+                connections.close_all()
+            except Exception:  # a relay that is not there is worse than one that repeats itself
+                logger.exception("The relay's turn failed; it goes on.")
+                pause = self.BACK_OFF
                 connections.close_all()
             if pause:
                 self._listener.wait(pause)
@@ -95,6 +219,14 @@ class Relay(threading.Thread):
             self._stopping.set()
             self._listener.wake()
             self.join(timeout)
+
+    def _turn(self) -> float:
+        """Do what is due; the seconds until there may be more."""
+        expire_waiting()
+        limits.admit_parked()
+        published = publish_due()
+        self._rescuer.work(time.monotonic())
+        return 0.0 if published else self._pause()
 
     def _pause(self) -> float:
         at = next_due_at()

@@ -9,47 +9,85 @@ A project's Celery app is made before Django's apps are loaded, so the model is 
 
 from __future__ import annotations
 
-import atexit
 import logging
-import os
-import queue
-import threading
-from collections.abc import Iterable, Mapping, Sequence
-from contextlib import nullcontext
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from datetime import datetime, timedelta
-from functools import cached_property, partial
+from functools import cached_property, partial, wraps
 from typing import TYPE_CHECKING, Any
+from uuid import NAMESPACE_OID, uuid5
 
-from celery import Celery
+from celery import Celery, canvas
 from celery.app.control import Control
-from celery.utils.nodenames import anon_nodename
-from celery.utils.saferepr import saferepr
 from django.conf import settings
-from django.db import DatabaseError, connections, transaction
+from django.db import connection, transaction
 from django.utils import timezone
 from django.utils.dateparse import parse_datetime
-from kombu.common import maybe_declare
-from kombu.exceptions import OperationalError
-from kombu.utils.functional import maybe_list
+from kombu.exceptions import EncodeError, OperationalError
 from kombu.utils.uuid import uuid
 
-from tasks_app import transport
-from tasks_app.exceptions import DuplicateTask, InvalidSubmission
+from tasks_app import states, transport
+from tasks_app.exceptions import DuplicateTask, InvalidSubmission, NotUnique
 from tasks_app.notify import DUE_CHANNEL, notify
+from tasks_app.publishing import GEN_HEADER, Publisher, marker
 
 if TYPE_CHECKING:
+    from django_celery_results.models import ChordCounter
+
     from tasks_app.models import TaskRecord
 
 logger = logging.getLogger(__name__)
 transport.use()
 
-#: Header that carries the record's `gen` in a message.
-GEN_HEADER = "gen"
-#: Options that are part of the message; the others tell how to send it.
-_IN_MESSAGE = (
-    "group_index", "chord", "time_limit", "soft_time_limit", "shadow", "chain", "ignore_result",
-    "replaced_task_nesting",
-)  # fmt: skip
+
+class Successors:
+    """What follows from the end of a run: gathered, to be written in the transaction that closes it."""
+
+    def __init__(self):
+        self.records: list[TaskRecord] = []
+        self.chords: list[ChordCounter] = []
+
+    def add(self, record: TaskRecord) -> None:
+        from tasks_app.models import dump_json
+
+        try:
+            dump_json((record.args, record.kwargs))
+        except InvalidSubmission as error:  # the word that Celery knows: the run fails, with this as its reason
+            raise EncodeError(f"Its result cannot be handed on to {record.name}: {error}") from error
+        record.is_successor = True
+        self.records.append(record)
+
+
+#: Where what is sent goes while a run ends; None: to be submitted at once.
+_ending: ContextVar[Successors | None] = ContextVar("ending", default=None)
+
+
+def begin_ending() -> None:
+    """From here on, until `take_successors`, gather what is sent: the body has ended, its outcome is not stored yet."""
+    _ending.set(Successors())
+
+
+def take_successors() -> Successors | None:
+    successors = _ending.get()
+    if successors is not None:
+        _ending.set(None)
+    return successors
+
+
+def ending() -> Successors | None:
+    return _ending.get()
+
+
+@contextmanager
+def gathered() -> Iterator[Successors]:
+    """Gather what is sent within the block."""
+    begin_ending()
+    try:
+        yield _ending.get()  # type: ignore[misc]
+    finally:
+        _ending.set(None)
 
 
 def route_scheduled(name, args, kwargs, options, task=None, **_):
@@ -63,16 +101,40 @@ class RecordingControl(Control):
     """Celery's remote control, where a revoke reaches tasks that no worker has heard of, workers up or down."""
 
     def revoke(self, task_id, destination=None, terminate=False, signal="SIGTERM", **kwargs):
-        """Revoke what waits, in Postgres; ask the workers about the rest, which runs or was never recorded."""
+        """Revoke what waits, in Postgres; what runs is asked to stop, with `terminate` by a signal to its process.
+
+        A worker hears of that by the broker, or with the next renewal of its leases. Takes one id or several.
+        """
         from tasks_app.models import TaskRecord
 
         task_ids = [task_id] if isinstance(task_id, str) else list(task_id)
-        revoked = set(TaskRecord.objects.filter(task_id__in=task_ids).mark_revoked("revoked"))
-        self.app.backend.count_revoked(revoked)
-        others = [task_id for task_id in task_ids if task_id not in revoked]
+        stopped = self._stop(TaskRecord.objects.filter(task_id__in=task_ids), signal if terminate else "")
+        others = [task_id for task_id in task_ids if stopped.get(task_id) != states.REVOKED]
         if others:
-            return super().revoke(others, destination, terminate=terminate, signal=signal, **kwargs)
+            try:
+                return super().revoke(others, destination, terminate=terminate, signal=signal, **kwargs)
+            except OperationalError as error:
+                logger.warning("Workers hear of a revoke only by their leases: the broker is away (%s).", error)
         return None
+
+    def revoke_workflow(self, root_id: str, terminate: bool = False, signal: str = "SIGTERM") -> dict[str, str]:
+        """Revoke all of a workflow that has not ended, and what would follow from it; the ids, with their states."""
+        from tasks_app.models import TaskRecord
+
+        stopped: dict[str, str] = {}
+        workflow = TaskRecord.objects.in_workflow(root_id).filter(cancel_at=None)
+        while more := self._stop(workflow, signal if terminate else ""):  # a step may have followed meanwhile
+            stopped |= more
+        running = [task_id for task_id, state in stopped.items() if state == states.STARTED]
+        if running:
+            self.revoke(running, terminate=terminate, signal=signal)
+        return stopped
+
+    def _stop(self, tasks, signal: str) -> dict[str, str]:
+        with transaction.atomic():
+            stopped = tasks.stop("revoked", signal)
+            self.app.backend.follow_revoked([id_ for id_, state in stopped.items() if state == states.REVOKED])
+        return stopped
 
 
 class RecordingCelery(Celery):
@@ -81,9 +143,9 @@ class RecordingCelery(Celery):
     task_cls = "tasks_app.execution:ConsoleTask"
     control_cls = "tasks_app.outbox:RecordingControl"
 
+    publisher = cached_property(Publisher)
     # A look into Celery's configuration costs 19 µs.
     _default_priority = cached_property(lambda self: self.conf.task_default_priority)
-    _sends_event = cached_property(lambda self: self.conf.task_send_sent_event)
     _inherits_priority = cached_property(lambda self: self.conf.task_inherit_parent_priority)
 
     def send_task(
@@ -92,20 +154,24 @@ class RecordingCelery(Celery):
     ):  # fmt: skip
         """Record the task in the current transaction, and publish it on commit. Takes and returns what Celery's does.
 
-        Raises InvalidSubmission and DuplicateTask; nothing is recorded then. A broker that is away raises nothing: the
-        message goes out when it is back. (So what would publish now, a producer or a connection, is not used.)
+        Takes `idempotency_key` too: a second call with the same text records nothing, and returns the result of the
+        first. Raises InvalidSubmission, DuplicateTask and NotUnique; nothing is recorded then. A broker that is away
+        raises nothing: the message goes out when it is back. (So what would publish now, a producer or a connection,
+        is not used.)
         """
         parent = self.current_worker_task
+        successors = _ending.get()
+        if successors is not None and parent and not options.get("task_id"):
+            options["task_id"] = str(uuid5(NAMESPACE_OID, f"{parent.request.id} {len(successors.records)}"))
         record = self.build_record(name, args, kwargs, parent=parent, **options)
-        if parent and parent.request.id == record.task_id:
+        task_id = record.task_id
+        if successors is not None:
+            successors.add(record)
+        elif parent and parent.request.id == task_id:
             parent.continue_as(record)
         else:
-            try:
-                self.submit([record])
-            except DuplicateTask:
-                if parent is None or not self.take_over(record):
-                    raise
-        result = (result_cls or self.AsyncResult)(record.task_id)
+            task_id = self.submit_one(record)
+        result = (result_cls or self.AsyncResult)(task_id)
         result.ignored = record.options.get("ignore_result")
         if add_to_parent and parent:
             parent.add_trail(result)
@@ -121,7 +187,7 @@ class RecordingCelery(Celery):
         task = task_type or self._tasks.get(name)
         options = (_given(task._get_exec_options()) if task else {}) | options
         args, kwargs = _checked_arguments(name, args, kwargs)
-        task_id = _checked_id(task_id or uuid())
+        task_id = _checked_text("task_id", task_id) or uuid()
         request = parent.request if parent else None
         if request and options.get("priority") is None and self._inherits_priority:
             options["priority"] = (request.delivery_info or {}).get("priority")
@@ -141,12 +207,15 @@ class RecordingCelery(Celery):
             group_id=options.pop("group_id", None),
             retries=options.pop("retries", 0),
             max_retries=getattr(task, "max_retries", None),
+            idempotency_key=_checked_text("idempotency_key", options.pop("idempotency_key", None)),
             eta=_moment("countdown", countdown) if eta is None else _moment("eta", eta),
             expires=_moment("expires", options.pop("expires", None)),
         )
         headers = {key: value for key, value in (options.pop("headers", None) or {}).items() if key != GEN_HEADER}
         record.options = _given(options) | ({"headers": headers} if headers else {})
         record.publish_at = record.eta if record.eta and record.eta > timezone.now() else None
+        if task is not None:
+            self._apply_task_options(record, task)
         return record
 
     def build_records(self, name, calls: Iterable[tuple[Sequence, Mapping]], **options) -> list[TaskRecord]:
@@ -160,8 +229,21 @@ class RecordingCelery(Celery):
                 record = records[0].sibling(uuid())
                 record.args, record.kwargs = _checked_arguments(name, args, kwargs)
                 record.root_id = record.task_id if is_root else record.root_id
+                if options.get("task_type") is not None:
+                    self._apply_task_options(record, options["task_type"])
             records.append(record)
         return records
+
+    def _apply_task_options(self, record: TaskRecord, task) -> None:
+        """What a task's own options say about when there may be another one of it (uniqueness.py, limits.py)."""
+        from tasks_app import limits, uniqueness
+
+        if getattr(task, "unique", None) is not None:
+            record.unique_key, lasts = uniqueness.key_of(task, record.args, record.kwargs)
+            record.unique_until = timezone.now() + lasts if lasts else None
+        if limit_key := limits.key_of(task, record.args, record.kwargs):
+            record.limit_key = limit_key
+            record.publish_at = record.publish_at or timezone.now()  # the relay's to publish, when there is a slot
 
     def _checked_priority(self, priority: Any) -> int | None:
         if priority is None:
@@ -171,15 +253,84 @@ class RecordingCelery(Celery):
         return priority
 
     def submit(self, records: Sequence[TaskRecord]) -> None:
-        """Insert built records in the current transaction, and publish on commit those that are due."""
+        """Insert built records in the current transaction, all or none, and publish on commit those that are due.
+
+        Raises InvalidSubmission, DuplicateTask and NotUnique.
+        """
+        with transaction.atomic():
+            for record in self.submit_new(records):
+                self._raise_duplicate(record)
+
+    def submit_one(self, record: TaskRecord) -> str:
+        """The same for one; the id under which it is recorded, by the idempotency key an earlier one's."""
+        if not self.submit_new([record]):
+            return record.task_id
+        if self.take_over(record):
+            return record.task_id
+        return self._raise_duplicate(record)
+
+    def submit_new(self, records: Sequence[TaskRecord]) -> list[TaskRecord]:
+        """Submit those that are new; returns the others, whose id or key is there already."""
         from tasks_app.models import TaskRecord
 
-        TaskRecord.objects.insert(records)
-        due = [record for record in records if record.publish_at is None]
-        if len(due) < len(records):
+        old = TaskRecord.objects.insert(records)
+        new = [record for record in records if record not in old] if old else records
+        due = [record for record in new if record.publish_at is None]
+        if len(due) < len(new):
             notify(DUE_CHANNEL)
         if due:
             transaction.on_commit(partial(self.publish_submitted, due))
+        return old
+
+    def submit_successors(self, successors: Successors, revoked: bool) -> None:
+        """Submit what follows from a run, in the transaction that closes it; `revoked`: but let none of it start."""
+        from tasks_app.models import TaskRecord
+
+        for chord in successors.chords:
+            chord.save(force_insert=True)
+        if not successors.records:
+            return
+        for record in self.submit_new(successors.records):
+            if not self.take_over(record):
+                self._submit_not_unique(record)
+        if revoked:
+            ids = [record.task_id for record in successors.records]
+            followed = TaskRecord.objects.filter(task_id__in=ids).mark_revoked("the task before it was asked to stop")
+            self.backend.follow_revoked(followed)
+
+    def _submit_not_unique(self, record: TaskRecord) -> None:
+        """Record a step that was not unique as one that does not start: its workflow can be seen to end here."""
+        from tasks_app.models import TaskRecord
+
+        try:
+            self._raise_duplicate(record)
+        except DuplicateTask as error:
+            record.idempotency_key = record.unique_key = record.unique_until = None
+            if not self.submit_new([record]):
+                TaskRecord.objects.filter(task_id=record.task_id).mark_revoked(str(error))
+                self.backend.follow_revoked([record.task_id])
+
+    def _raise_duplicate(self, record: TaskRecord) -> str:
+        """Say why a record is not new. Returns the id of an earlier one with its idempotency key, or its own id where
+        it was new in the end."""
+        from tasks_app.models import TaskRecord
+
+        for _ in range(3):
+            if (holder := TaskRecord.objects.holder_of(record)) is not None:
+                break
+            if not self.submit_new([record]):  # it let go in between
+                return record.task_id
+        else:
+            raise DuplicateTask(f"Task {record.task_id} is like one whose transaction has not ended: try again.")
+        if record.idempotency_key is not None and holder.idempotency_key == record.idempotency_key:
+            return holder.task_id
+        if record.unique_key is not None and holder.unique_key == record.unique_key:
+            raise NotUnique(
+                f"{record.name} is to be there once, and is: task {holder.task_id} ({holder.state}), "
+                f"by {holder.unique_key!r}.",
+                holder.task_id,
+            )
+        raise DuplicateTask(f"A task {record.task_id} is recorded already: give each an id of its own, or none.")
 
     def take_over(self, record: TaskRecord) -> bool:
         """Send a task under the id of one that was replaced by it."""
@@ -192,9 +343,13 @@ class RecordingCelery(Celery):
 
     def publish_submitted(self, records: Sequence[TaskRecord]) -> None:
         """Publish what is committed and due. Where the broker does not answer, that is left to the relay."""
+        breaker = self.publisher.breaker
+        if breaker.is_open:
+            return
         try:
             self.publish(records)
         except OperationalError as error:
+            breaker.trip()
             logger.warning("Broker not reached (%s): %d tasks wait in Postgres for the relay.", error, len(records))
         except Exception:  # they are committed: the caller must not take them for failed
             logger.exception("%d tasks not published; the relay tries again.", len(records))
@@ -202,124 +357,11 @@ class RecordingCelery(Celery):
             marker.add((record.task_id, record.gen) for record in records)
 
     def publish(self, records: Sequence[TaskRecord]) -> None:
-        """Send the messages of these records. Raises kombu's OperationalError where the broker does not answer.
-
-        Messages are built and sent by Celery's own functions, those of `Celery.send_task`, which would decide again,
-        for each message, what the record holds already. Several go out together where the transport can do that.
-        """
-        with self.producer_or_acquire() as producer, producer.connection._reraise_as_library_errors():
-            self._declare({record.queue for record in records if "exchange" not in record.options}, producer)
-            with producer.batch() if len(records) > 1 else nullcontext():
-                options = None
-                for record in records:
-                    if record.options is not options:  # those of many submitted at once are one object
-                        options = record.options
-                        in_message, sending = self._split_options(options)
-                    self._publish_one(producer, record, in_message, sending)
-
-    def _declare(self, queues: set[str], producer) -> None:
-        declared = producer.connection.declared_entities  # kombu's own memory, forgotten when it reconnects
-        for name in queues - declared:
-            maybe_declare(self.amqp.queues[name], producer.channel)
-            declared.add(name)
-
-    def _split_options(self, options: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-        """Options by what takes them: the function that makes a message, and the one that sends it."""
-        sending = dict(options)
-        in_message = {name: sending.pop(name) for name in _IN_MESSAGE if name in sending}
-        in_message.setdefault("ignore_result", None)  # as the task has it
-        in_message |= sending | {
-            "callbacks": maybe_list(sending.pop("link", None)),
-            "errbacks": maybe_list(sending.pop("link_error", None)),
-            "reply_to": sending.pop("reply_to", None) or self.thread_oid,
-            "origin": sending.get("origin") or anon_nodename(),
-            "create_sent_event": self._sends_event,
-        }
-        for stamp in sending.pop("stamped_headers", ()):
-            sending.pop(stamp, None)
-        return in_message, sending
-
-    def _publish_one(self, producer, record: TaskRecord, in_message: dict[str, Any], sending: dict[str, Any]) -> None:
-        message = self.amqp.create_task_message(
-            record.task_id,
-            record.name,
-            record.args,
-            record.kwargs,
-            group_id=record.group_id,
-            retries=record.retries,
-            root_id=record.root_id,
-            parent_id=record.parent_id,
-            argsrepr=saferepr(record.args, self.amqp.argsrepr_maxsize) if record.args else "()",
-            kwargsrepr=saferepr(record.kwargs, self.amqp.kwargsrepr_maxsize) if record.kwargs else "{}",
-            **in_message,  # no eta and no expires: they wait in Postgres, and are judged by its clock
-        )
-        message.headers[GEN_HEADER] = record.gen
-        if "exchange" not in sending:
-            sending = sending | {"queue": record.queue, "declare": ()}
-        self.amqp.send_task_message(producer, record.name, message, priority=record.priority, **sending)
+        """Send the messages of these records. Raises kombu's OperationalError where the broker does not answer."""
+        self.publisher.publish(records)
 
 
-class _Marker:
-    """Marks messages as published, many in one statement, from a thread: a submitter need not wait for that.
-
-    What is lost when the process is killed goes out twice, and the claim drops the second.
-    """
-
-    #: Seconds to gather marks, well within PUBLISH_GRACE, and to keep an idle connection.
-    GATHER, IDLE = 0.25, 5
-
-    def __init__(self):
-        self.reset()
-
-    def reset(self) -> None:
-        self._start_lock = threading.Lock()
-        self._queue: queue.SimpleQueue[list[tuple[str, int]]] = queue.SimpleQueue()
-        self._thread: threading.Thread | None = None
-
-    def add(self, messages: Iterable[tuple[str, int]]) -> None:
-        self._queue.put(list(messages))
-        if self._thread is None:
-            with self._start_lock:
-                if self._thread is None:
-                    self._thread = threading.Thread(target=self._run, name="mark-published", daemon=True)
-                    self._thread.start()
-
-    def flush(self) -> None:
-        """Mark here and now what waits."""
-        from tasks_app.models import TaskRecord
-
-        batch = self._drain()
-        if batch:
-            try:
-                TaskRecord.objects.mark_published(batch)
-            except DatabaseError as error:
-                logger.warning("%d messages not marked as published, they go out again: %s", len(batch), error)
-                connections.close_all()
-
-    def _run(self) -> None:
-        while True:
-            try:
-                first = self._queue.get(timeout=self.IDLE)
-            except queue.Empty:
-                connections.close_all()
-                first = self._queue.get()
-            self._queue.put(first)
-            threading.Event().wait(self.GATHER)
-            self.flush()
-
-    def _drain(self, limit: int = 5000) -> list[tuple[str, int]]:
-        batch: list[tuple[str, int]] = []
-        while len(batch) < limit:
-            try:
-                batch += self._queue.get_nowait()
-            except queue.Empty:
-                break
-        return batch
-
-
-marker = _Marker()
-os.register_at_fork(after_in_child=marker.reset)
-atexit.register(marker.flush)
+_UNSTORABLE = re.compile("[\x00\ud800-\udfff]")
 
 
 def _given(options: Mapping[str, Any]) -> dict[str, Any]:
@@ -335,10 +377,11 @@ def _checked_arguments(name, args, kwargs) -> tuple[Sequence, Mapping]:
     return args, kwargs
 
 
-def _checked_id(task_id: Any) -> str:
-    if not isinstance(task_id, str) or not 0 < len(task_id) <= 255 or "\x00" in task_id:
-        raise InvalidSubmission(f"task_id must be a text of 1 to 255 characters, not {task_id!r:.80}.")
-    return task_id
+def _checked_text(what: str, text: Any) -> str | None:
+    storable = text is None or (isinstance(text, str) and 0 < len(text) <= 255 and not _UNSTORABLE.search(text))
+    if not storable:
+        raise InvalidSubmission(f"{what} must be a text of 1 to 255 characters, without NUL, not {text!r:.80}.")
+    return text
 
 
 def _moment(what: str, value: Any) -> datetime | None:
@@ -355,3 +398,21 @@ def _moment(what: str, value: Any) -> datetime | None:
     if value is not None:
         raise InvalidSubmission(f"{what} must be a time or a number of seconds, not {value!r:.80}.")
     return None
+
+
+def _whole(canvas_class: type) -> None:
+    """Let a workflow be recorded as a whole, or not at all, also where its caller has no transaction open."""
+    apply_async = canvas_class.apply_async  # type: ignore[attr-defined]
+
+    @wraps(apply_async)
+    def in_one_transaction(self, *args, **kwargs):
+        if connection.in_atomic_block or _ending.get() is not None:
+            return apply_async(self, *args, **kwargs)
+        with transaction.atomic():
+            return apply_async(self, *args, **kwargs)
+
+    canvas_class.apply_async = in_one_transaction  # type: ignore[attr-defined]
+
+
+for canvas_class in (canvas._chain, canvas.group, canvas._chord):
+    _whole(canvas_class)

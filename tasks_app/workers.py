@@ -3,6 +3,7 @@
 import asyncio
 import inspect
 import logging
+import threading
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -13,14 +14,17 @@ from celery.signals import (
     worker_process_init,
     worker_process_shutdown,
     worker_ready,
+    worker_shutdown,
     worker_shutting_down,
 )
+from celery.worker.request import Request
 from django.db import DatabaseError, connection, connections
 from kombu.exceptions import OperationalError
 
-from tasks_app import outbox
 from tasks_app.execution import close_event_loop, event_loop_runner
+from tasks_app.leases import SHUTDOWN_GRACE, Leases
 from tasks_app.maintenance import Relay
+from tasks_app.publishing import marker
 
 logger = logging.getLogger(__name__)
 
@@ -29,6 +33,7 @@ Hook = Callable[[], object | Awaitable[object]]
 _on_startup: list[Hook] = []
 _on_shutdown: list[Hook] = []
 _relay: Relay | None = None
+_leases: Leases | None = None
 
 
 def register_worker_hooks(on_startup: Hook | None = None, on_shutdown: Hook | None = None) -> None:
@@ -61,7 +66,7 @@ def start_child(**_) -> None:
 
 @worker_process_shutdown.connect
 def end_child(**_) -> None:
-    outbox.marker.flush()
+    marker.flush()
     with ThreadPoolExecutor() as side:
         side.submit(close_broker)
         close_database()
@@ -70,16 +75,40 @@ def end_child(**_) -> None:
 
 
 @worker_ready.connect
-def start_relay(**_) -> None:
-    global _relay
-    _relay = Relay()
+def start_threads(sender, **_) -> None:
+    global _relay, _leases
+    _relay, _leases = Relay(), Leases(sender.controller.pool)
     _relay.start()
+    _leases.start()
 
 
 @worker_shutting_down.connect
-def stop_relay(**_) -> None:
+def begin_end(**_) -> None:
+    # Called in a signal's handler: whatever waits for the same thread, or blocks, must be done by another.
+    threading.Thread(target=_begin_end, daemon=True).start()
+
+
+def _begin_end() -> None:
+    if _leases is not None:
+        _leases.hand_back_after(SHUTDOWN_GRACE)
     if _relay is not None:
         _relay.stop()
+
+
+@worker_shutdown.connect
+def stop_leases(**_) -> None:
+    if _leases is not None:
+        _leases.stop()
+
+
+class ConsoleRequest(Request):
+    """A message's run, as the worker's parent process sees it."""
+
+    def on_failure(self, exc_info, send_failed_event=True, return_ok=False):
+        exc = getattr(exc_info.exception, "exc", exc_info.exception)
+        if isinstance(exc, MemoryError):  # at which Celery would end the worker; the task has failed, that is all
+            exc_info.exception = RuntimeError(f"MemoryError: {exc}")
+        return super().on_failure(exc_info, send_failed_event, return_ok)
 
 
 def open_database() -> None:
@@ -88,8 +117,8 @@ def open_database() -> None:
 
 
 def open_broker() -> None:
-    with _quiet(OperationalError), current_app.pool.acquire() as broker:
-        broker.ensure_connection(max_retries=1, timeout=1)
+    with _quiet(OperationalError), current_app.publisher.producers.acquire(block=True) as producer:
+        producer.connection.ensure_connection(max_retries=1, timeout=1)
 
 
 def close_database() -> None:
@@ -97,7 +126,7 @@ def close_database() -> None:
 
 
 def close_broker() -> None:
-    current_app.pool.force_close_all()
+    current_app.publisher.producers.force_close_all()
 
 
 async def _call_all(hooks: list[Hook]) -> None:

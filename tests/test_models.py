@@ -54,7 +54,10 @@ def test_nothing_moves_out_of_a_terminal_state(state):
     objects.update(state=state, finished_at=timezone.now())
     assert claim() is None
     assert objects.all().mark_revoked("late") == []
-    assert objects.mark_retry("t", 1, None, "", "", "") is None
+    assert objects.run_of("t", 1) is None
+    assert objects.filter(task_id="t").stop("late", "SIGTERM") == {}
+    assert objects.mark_handed_back([("t", 1)]) == 0
+    assert objects.renew([("t", 1)]) == {}
     assert not objects.mark_replaced("t", 1)
     assert objects.take_over(TaskRecord(task_id="t", name="other")) is None
     assert objects.mark_dropped("t", 1, states.IGNORED) == 0
@@ -72,12 +75,86 @@ def test_revoking_takes_what_waits_and_leaves_what_runs():
     assert claim("waits") is None
 
 
+def test_one_statement_revokes_what_waits_and_asks_what_runs_to_stop():
+    insert("waits")
+    insert("runs")
+    claim("runs")
+    assert objects.all().stop("not needed", "SIGTERM") == {"waits": "REVOKED", "runs": "STARTED"}
+    runs = objects.get(task_id="runs")
+    assert (runs.state, runs.cancel_signal, objects.get(task_id="waits").exc_message) == (
+        "STARTED",
+        "SIGTERM",
+        "not needed",
+    )
+    assert objects.all().stop("again") == {"runs": "STARTED"}
+    assert objects.get(task_id="runs").cancel_signal == "SIGTERM", "a signal asked for stands"
+
+
+def lose(task_id: str = "t", max_lost: int = 3) -> bool:
+    objects.claim(task_id, objects.get(task_id=task_id).gen, "worker@host", 42, max_lost)
+    with transaction.atomic():
+        run = objects.get(task_id=task_id)
+        return objects.mark_lost(run, "lost")
+
+
+def test_a_lost_run_is_repeated_as_often_as_its_task_allows():
+    record = insert()
+    assert lose()
+    assert lose()
+    assert not lose(), "the third lost run is its last"
+    assert list(record.attempts.values_list("attempt", "exc_type")) == [(1, "WorkerLostError"), (2, "WorkerLostError")]
+    assert objects.get().gen == 3
+
+
+def test_a_lost_run_that_was_asked_to_stop_or_that_may_not_be_repeated_is_not():
+    insert("once")
+    insert("stopped")
+    assert not lose("once", max_lost=1)
+    claim("stopped")
+    objects.filter(task_id="stopped").stop("")
+    assert not objects.mark_lost(objects.get(task_id="stopped"), "lost")
+
+
+def test_a_lease_is_renewed_for_what_is_still_held_only():
+    for task_id in ("runs", "waits", "went", "done"):
+        insert(task_id)
+    for task_id in ("runs", "went", "done"):
+        claim(task_id)
+    objects.filter(task_id="went").update(gen=2)
+    objects.filter(task_id="done").update(state="SUCCESS", finished_at=timezone.now())
+    objects.update(lease_until=timezone.now() - timedelta(seconds=1))
+    objects.filter(task_id="runs").stop("", "SIGTERM")
+    assert objects.renew([(id_, 1) for id_ in ("runs", "waits", "went", "done")]) == {
+        "runs": (True, "SIGTERM"),
+        "waits": (False, ""),
+    }
+    assert [run.task_id for run in objects.lost(10)] == ["went"]
+    assert objects.get(task_id="runs").lease_until > timezone.now()
+
+
+def test_what_is_published_unclaimed_and_held_by_no_worker_is_to_be_looked_for():
+    for task_id in ("lost", "held", "claimed", "fresh", "unpublished"):
+        insert(task_id)
+    objects.mark_published([(id_, 1) for id_ in ("lost", "held", "claimed", "fresh")])
+    objects.exclude(task_id="fresh").update(published_at=timezone.now() - timedelta(minutes=2))
+    objects.filter(task_id="unpublished").update(published_at=None)
+    objects.renew([("held", 1)])
+    claim("claimed")
+    assert [record.task_id for record in objects.unclaimed(60)] == ["lost"]
+    assert objects.mark_handed_back([("lost", 1), ("claimed", 1)]) == 1
+    again = objects.get(task_id="lost")
+    assert (again.gen, again.published_at) == (2, None)
+    assert claim("lost", gen=1) is None, "the old message, should it turn up, is void"
+
+
 def test_a_retry_waits_again_under_a_new_generation():
     record = insert()
     claim()
     later = TaskRecord(args=[2], eta=timezone.now() + timedelta(minutes=1), retries=1)
     later.publish_at = later.eta
-    moved = objects.mark_retry("t", 1, later, "ValueError", "no", "Traceback")
+    run = objects.run_of("t", 1)
+    run.keep_attempt("ValueError", "no", "Traceback")
+    moved = run.wait_again(later)
     assert (moved.state, moved.gen, moved.args, moved.retries, moved.publish_at) == ("RETRY", 2, [2], 1, later.eta)
     assert record.attempts.get().exc_message == "no"
     assert claim(gen=1) is None, "the message of the first run is void"
@@ -88,7 +165,7 @@ def test_a_retry_expires_when_the_task_does():
     expires = timezone.now() + timedelta(hours=1)
     insert(expires=expires)
     claim()
-    assert objects.mark_retry("t", 1, TaskRecord(retries=1), "", "", "").expires == expires
+    assert objects.run_of("t", 1).wait_again(TaskRecord(retries=1)).expires == expires
 
 
 def test_what_expired_is_revoked_with_the_reason():
@@ -128,6 +205,23 @@ def test_each_index_is_used_by_the_query_that_it_is_for(queryset, index):
             "INSERT INTO tasks_app_taskrecord "
             "(task_id, name, args, kwargs, options, queue, root_id, state, finished_at) "
             "SELECT n, 'sample.' || n % 50, '[]', '{}', '{}', 'q', n, 'SUCCESS', now() FROM generate_series(1, 20000) n"
+        )
+        cursor.execute("ANALYZE tasks_app_taskrecord")
+    assert index in queryset().explain()
+
+
+@pytest.mark.parametrize(
+    ("queryset", "index"),
+    [(lambda: objects.lost(10), "task_lease"), (lambda: objects.unclaimed(60)[:10], "task_published")],
+)
+def test_the_rescue_reads_no_more_than_what_is_lost(queryset, index):
+    with connection.cursor() as cursor:
+        cursor.execute(
+            "INSERT INTO tasks_app_taskrecord "
+            "(task_id, name, args, kwargs, options, queue, root_id, state, published_at, lease_until) "
+            "SELECT 'u' || n, 'sample.echo', '[]', '{}', '{}', 'q', 'u' || n, "
+            "CASE WHEN n % 2 = 0 THEN 'PENDING' ELSE 'STARTED' END, now(), now() + interval '1 h' "
+            "FROM generate_series(1, 4000) n"
         )
         cursor.execute("ANALYZE tasks_app_taskrecord")
     assert index in queryset().explain()

@@ -7,6 +7,10 @@ from tests.acceptance.processes import Manage
 from tests.sample.tasks import LEDGER
 
 
+#: Settings by which what comes after seconds or minutes comes sooner.
+BRISK = {"TASK_LEASE": "3", "TASK_CENSUS_GRACE": "2", "TASK_UNREGISTERED_GRACE": "1", "WORKER_SHUTDOWN_GRACE": "2"}
+
+
 @pytest.fixture(scope="session")
 def committed(django_db_setup, django_db_blocker):
     """The test database, for real: what a test writes is committed, and stays. Child processes use it too."""
@@ -21,7 +25,7 @@ def committed(django_db_setup, django_db_blocker):
 
 @pytest.fixture(scope="session")
 def worker(committed):
-    with Manage("celery", "worker", "-c", "2", "-l", "INFO") as process:
+    with Manage("celery", "worker", "-c", "2", "-l", "INFO", **BRISK) as process:
         process.wait_for("ready.")
         yield process
 

@@ -22,9 +22,9 @@ def test_a_plain_run_costs_the_worker_exactly_two_statements(committed):
         worker.stop()
     with LOG.open("rb") as log:
         log.seek(start)
-        statements = re.findall(rb"\[(\d+)\] LOG:  (?:statement|execute [^:]*): \s*(\w+)", log.read())
-    child = next(pid for pid, verb in statements if verb == b"WITH")  # the parent's relay is on another connection
-    verbs = [verb for pid, verb in statements if pid == child]
+        statements = re.findall(rb"\[(\d+)\] LOG:  (?:statement|execute [^:]*): \s*(\w+)( closed)?", log.read())
+    child = next(pid for pid, _, closed in statements if closed)  # the parent's relay is on another connection
+    verbs = [verb for pid, verb, _ in statements if pid == child]
     assert verbs == [b"UPDATE", b"WITH"] * PLAIN
 
 

@@ -1,5 +1,7 @@
 import asyncio
 import os
+import resource
+import signal
 import time
 
 from asgiref.sync import sync_to_async
@@ -79,6 +81,122 @@ def pid():
     return os.getpid()
 
 
+def ledger_line(tag: str) -> None:
+    with connection.cursor() as cursor:
+        cursor.execute("INSERT INTO ledger (tag, pid) VALUES (%s, %s)", [tag, os.getpid()])
+
+
+@shared_task(name="sample.killed", bind=True, acks_late=True)
+def killed(self, tag: str, runs: int = 1):
+    """Kill its own process in its first `runs` runs."""
+    ledger_line(tag)
+    if self.request.attempt <= runs:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return self.request.attempt
+
+
+@shared_task(name="sample.killed_once_for_all")
+def killed_once_for_all(tag: str):
+    ledger_line(tag)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+@shared_task(name="sample.late_sleep", acks_late=True)
+def late_sleep(tag: str, seconds: float):
+    ledger_line(tag)
+    time.sleep(seconds)
+    return seconds
+
+
+@shared_task(name="sample.tagged_sleep")
+def tagged_sleep(tag: str, seconds: float):
+    ledger_line(tag)
+    time.sleep(seconds)
+    return seconds
+
+
+@shared_task(name="sample.out_of_memory")
+def out_of_memory():
+    raise MemoryError("as by malloc")
+
+
+@shared_task(name="sample.allocates")
+def allocates(mebibytes: int):
+    """Run into a limit of its process's memory."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
+    resource.setrlimit(resource.RLIMIT_AS, (2**30, hard))
+    try:
+        return len(bytearray(mebibytes * 2**20))
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
+
+
+class Unprintable:
+    def __repr__(self):
+        raise RuntimeError("no repr")
+
+
+@shared_task(name="sample.odd_result")
+def odd_result(kind: str):
+    cyclic: list = []
+    cyclic.append(cyclic)
+    return {
+        "set": {1},
+        "object": object(),
+        "cyclic": cyclic,
+        "unprintable": Unprintable(),
+        "nul": "a\x00b",
+        "surrogate": "a\ud800b",
+        "nan": float("nan"),
+        "bytes": b"\xff",
+    }[kind]
+
+
+@shared_task(name="sample.odd_failure")
+def odd_failure():
+    raise LookupError("nul \x00 and surrogate \ud800")
+
+
+@shared_task(name="sample.text_of")
+def text_of(length: int):
+    return "x" * length
+
+
+@shared_task(name="sample.stops_when_asked", bind=True)
+def stops_when_asked(self, tag: str):
+    ledger_line(tag)
+    while not self.is_cancelled():
+        time.sleep(0.05)
+    return "stopped"
+
+
+@shared_task(name="sample.retries_for_ever", bind=True, max_retries=None)
+def retries_for_ever(self, tag: str):
+    ledger_line(tag)
+    time.sleep(0.3)
+    raise self.retry(countdown=0.1)
+
+
+@shared_task(name="sample.once_while_waiting", unique="waiting")
+def once_while_waiting(value):
+    return value
+
+
+@shared_task(name="sample.once_while_unfinished", unique="unfinished", unique_by=["key"])
+def once_while_unfinished(key, value=None):
+    return value
+
+
+@shared_task(name="sample.once_a_minute", unique=60)
+def once_a_minute(value):
+    return value
+
+
+@shared_task(name="sample.new_errback")
+def new_errback(request, exc, traceback):
+    ledger_line(f"errback {request.id}")
+
+
 async def child_started():
     print("sample hook: child started", flush=True)
 
@@ -135,3 +253,24 @@ def beside_itself(self):
 def own_failure(self):
     self.update_state(state="FAILURE", meta={"why": "not today"})
     raise Ignore
+
+
+@shared_task(name="sample.two_at_once", concurrency_limit=2, limit_key="two {tag}")
+def two_at_once(tag: str, seconds: float = 0.2):
+    """Leave a line in the ledger at the start, and one at the end."""
+    count(f"+{tag}")
+    time.sleep(seconds)
+    count(f"-{tag}")
+
+
+@shared_task(name="sample.ten_a_second", rate_limit="10/s", limit_key="ten {tag}")
+def ten_a_second(tag: str):
+    count(tag)
+
+
+@shared_task(name="sample.one_at_once", bind=True, concurrency_limit=1, limit_key="one {tag}", max_retries=3)
+def one_at_once(self, tag: str, failures: int = 0):
+    """Fail `failures` times, each time to be retried in half a second."""
+    count(f"{tag} {self.request.id} {self.request.retries}")
+    if self.request.retries < failures:
+        raise self.retry(countdown=0.5)

@@ -1,0 +1,137 @@
+"""A worker's word for what it holds: the leases of its runs, renewed while they live, and handed back at its end.
+
+A thread of the worker's parent process renews, in one statement, the leases of the runs that its children are at, and
+of the messages that it holds for them. A run that ends before the first renewal costs nothing. The same statement
+tells which of them somebody asked to stop; and which are no longer this worker's, since it had been out of reach for
+longer than a lease: their processes are killed.
+"""
+
+import logging
+import os
+import signal
+import threading
+import time
+from contextlib import suppress
+
+from celery import current_app
+from celery.worker import state
+from django.conf import settings
+from django.db import DatabaseError, connections
+from kombu.asynchronous import get_event_loop
+
+from tasks_app.execution import gen_of
+from tasks_app.models import TaskRecord
+from tasks_app.moves import LEASE
+
+logger = logging.getLogger(__name__)
+
+#: Seconds from SIGTERM until a worker lets go of what it still runs.
+SHUTDOWN_GRACE: float = getattr(settings, "WORKER_SHUTDOWN_GRACE", 25.0)
+
+
+class Leases(threading.Thread):
+    """Renews each third of a lease; `hand_back_after` begins the end."""
+
+    def __init__(self, pool):
+        super().__init__(name="leases", daemon=True)
+        self._pool = pool
+        self._woken = threading.Event()
+        self._hand_back_at: float | None = None
+        self._ended = False
+        self._doubted: set[tuple[str, int]] = set()
+
+    def run(self) -> None:
+        while not self._ended:
+            try:
+                self._renew()
+            except DatabaseError as error:
+                logger.warning("Leases not renewed: %s", str(error).strip())
+                connections.close_all()
+            except Exception:
+                logger.exception("Leases not renewed")
+            if self._hand_back_at is not None and time.monotonic() >= self._hand_back_at:
+                self._hand_back()
+            self._woken.wait(self._pause())
+            self._woken.clear()
+        connections.close_all()
+
+    def hand_back_after(self, seconds: float) -> None:
+        """Let what runs go on for `seconds`; then hand back what has not ended, and end the process."""
+        self._hand_back_at = time.monotonic() + seconds
+        self._woken.set()
+
+    def stop(self) -> None:
+        self._ended = True
+        self._woken.set()
+
+    def _pause(self) -> float:
+        if self._hand_back_at is None:
+            return LEASE / 3
+        return min(LEASE / 3, max(self._hand_back_at - time.monotonic(), 0))
+
+    def _renew(self) -> None:
+        held = {(request.id, _gen(request)): request for request in list(state.reserved_requests) if _in_time(request)}
+        if not held:
+            return
+        mine = TaskRecord.objects.renew(held)
+        doubted, self._doubted = self._doubted, set()
+        for message, request in held.items():
+            if request not in state.active_requests:
+                continue
+            runs, stop_signal = mine.get(request.id, (False, ""))
+            if runs and stop_signal:
+                self._on_loop(self._terminate, request, stop_signal)
+            elif request.id not in mine:  # it ended just now, or went elsewhere
+                if message in doubted:
+                    logger.warning("Task %s went elsewhere while this worker was out of reach: killed.", request.id)
+                    self._on_loop(self._kill, request)
+                self._doubted.add(message)
+
+    def _on_loop(self, action, *args) -> None:
+        """Have the worker's own thread do it, as Celery's remote control would: its connections are not ours."""
+        loop = get_event_loop()
+        if loop is not None:
+            loop.call_soon(action, *args)
+
+    def _terminate(self, request, stop_signal: str) -> None:
+        if request in state.active_requests:
+            request.terminate(self._pool, signal=stop_signal)
+
+    def _kill(self, request) -> None:
+        if request in state.active_requests and request.worker_pid:
+            self._pool.terminate_job(request.worker_pid, signal.SIGKILL)
+
+    def _hand_back(self) -> None:
+        """Hand back what is held. A run whose task may be repeated waits for another worker; any other has failed."""
+        reason = f"its worker was told to end, and the run took longer than {SHUTDOWN_GRACE:g} s"
+        running = list(state.active_requests)
+        waiting = [request for request in list(state.reserved_requests) if request not in running]
+        try:
+            for request in running:
+                current_app.backend.mark_as_released(request.id, _gen(request), reason)
+            TaskRecord.objects.mark_handed_back([(request.id, _gen(request)) for request in waiting])
+        except DatabaseError as error:
+            logger.error("Not handed back, to be found by their leases: %s", str(error).strip())
+        logger.warning("Ends with %d runs and %d messages handed back.", len(running), len(waiting))
+        for request in running:
+            if request.worker_pid and request.worker_pid != os.getpid():
+                _kill_quietly(request.worker_pid)
+        self._hand_back_at = None
+        last_resort = threading.Timer(3, os._exit, [0])  # Celery's own end may hang on what the killed left unread
+        last_resort.daemon = True
+        last_resort.start()
+
+
+def _gen(request) -> int:
+    return gen_of(request._context)
+
+
+def _in_time(request) -> bool:
+    """Whether it can still be at work: one past its hard limit, whose worker does nothing about it, is given up."""
+    limit = request.time_limits[0] or request.task.time_limit
+    return not (limit and request.time_start and time.time() > request.time_start + limit + LEASE)
+
+
+def _kill_quietly(pid: int) -> None:
+    with suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGKILL)

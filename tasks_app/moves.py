@@ -1,0 +1,299 @@
+"""The moves of a record's state: each one guarded statement that tells whether it won.
+
+The guard is `gen`, the number of the message now in force. Each way back to waiting raises it, so that a message can be
+claimed once, and a run can only be closed by whoever holds its claim: a late, repeated or revoked message, and a worker
+that woke up after its task went elsewhere, change nothing.
+
+The statements that every task pays for (insert, claim) are written by hand; the ORM would double their cost.
+"""
+
+import json
+from collections.abc import Iterable, Sequence
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
+
+import psycopg
+from django.conf import settings
+from django.db import connection, models, transaction
+from django.db.models.functions import Now
+
+from tasks_app import states
+
+if TYPE_CHECKING:
+    from tasks_app.models import TaskRecord
+
+TABLE = "tasks_app_taskrecord"
+#: Seconds that the submitting process has to publish a row itself before the relay does.
+PUBLISH_GRACE = 2
+#: Seconds for which a claim, and each renewal of it, gives the right to run.
+LEASE: float = getattr(settings, "TASK_LEASE", 30.0)
+#: How many runs of a task with `acks_late=True` may be lost before it has failed.
+MAX_LOST: int = getattr(settings, "TASK_MAX_LOST", 3)
+
+
+def execute(sql: str, params: Sequence[Any]) -> psycopg.Cursor:
+    """Run one of the statements that every task pays for: bound and prepared by the server, past Django's layers.
+
+    The cursor is the connection's own, kept: what it fetches is to be read before the next call.
+    """
+    connection.close_if_health_check_failed()
+    connection.ensure_connection()
+    raw = connection.connection
+    if (cursor := getattr(raw, "console_cursor", None)) is None:
+        cursor = raw.console_cursor = psycopg.Cursor(raw)
+    with connection.wrap_database_errors:
+        return cursor.execute(sql, params)
+
+
+class TaskQuerySet(models.QuerySet["TaskRecord"]):
+    def unfinished(self):
+        return self.filter(state__in=states.UNREADY_STATES)
+
+    def waiting(self):
+        return self.filter(state__in=states.WAITING_STATES)
+
+    def in_workflow(self, root_id: str):
+        """A workflow's tasks, its first one included, in the order in which they were recorded."""
+        steps = ~models.Q(root_id=models.F("task_id")) & models.Q(root_id=root_id)
+        return self.filter(steps | models.Q(task_id=root_id)).order_by("pk")
+
+    def due_for_publishing(self, limit: int):
+        """Rows to publish, locked for the caller's transaction; rows that another relay holds are left to it."""
+        due = self.filter(publish_at__lte=Now()).order_by("publish_at")
+        return due.select_for_update(skip_locked=True)[:limit]
+
+    def lost(self, limit: int):
+        """Runs whose lease has run out, locked likewise."""
+        lost = self.filter(state=states.STARTED, lease_until__lt=Now()).order_by("lease_until")
+        return lost.select_for_update(skip_locked=True)[:limit]
+
+    def unclaimed(self, grace: float):
+        """What was published longer than `grace` seconds ago, and that no worker has claimed, or says that it holds."""
+        free = models.Q(lease_until=None) | models.Q(lease_until__lt=Now())
+        published = self.waiting().filter(free, publish_at=None, published_at__lt=Now() - timedelta(seconds=grace))
+        return published.order_by("published_at")
+
+    def insert(self, records: Sequence["TaskRecord"]) -> list["TaskRecord"]:
+        """Insert new, waiting records in one statement, in the current transaction.
+
+        Returns those that are not new: their id, idempotency key or unique key is there already. With `publish_at`
+        None a record is for this process to publish, and for the relay PUBLISH_GRACE seconds later.
+        """
+        if len(records) == 1:
+            return [] if execute(_INSERT_ONE, list(records[0].inserted_values())).rowcount else list(records)
+        # As JSON, since arrays are put together in Python, column by column.
+        rows = [dict(zip(INSERTED, record.inserted_values(), strict=True)) for record in records]
+        inserted = execute(_INSERT_MANY, [json.dumps(rows, default=str)])
+        if inserted.rowcount == len(records):
+            return []
+        ids = {row[0] for row in inserted.fetchall()}
+        return [record for record in records if record.task_id not in ids]
+
+    def holder_of(self, record: "TaskRecord") -> "TaskRecord | None":
+        """The record because of which this one could not be inserted; None where it let go meanwhile."""
+        by_time = models.Q(unique_key=record.unique_key, unique_until__isnull=False)
+        self.filter(by_time, unique_until__lte=Now()).update(unique_key=None, unique_until=None)
+        unfinished = models.Q(unique_key=record.unique_key, unique_until=None, state__in=states.UNREADY_STATES)
+        same = models.Q(task_id=record.task_id)
+        if record.idempotency_key is not None:
+            same |= models.Q(idempotency_key=record.idempotency_key)
+        if record.unique_key is not None:
+            same |= by_time | unfinished
+        return self.filter(same).first()
+
+    def adopt(self, record: "TaskRecord") -> None:
+        """Record a task that was sent past the console (by another producer), where its id is not known yet."""
+        self.bulk_create([record], ignore_conflicts=True)  # type: ignore[list-item]
+
+    def mark_published(self, messages: Iterable[tuple[str, int]]) -> int:
+        """Take (task_id, gen) pairs off the relay's queue; what was claimed or moved on meanwhile stays as it is."""
+        return execute(_MARK_PUBLISHED, _arrays(messages)).rowcount
+
+    def claim(self, task_id: str, gen: int, worker: str, pid: int, max_lost: int = 1) -> int | None:
+        """Take the run, before its body starts: the attempt's number, or None where this message has lost.
+
+        `max_lost`: the number of lost runs at which it has failed.
+        """
+        row = execute(_CLAIM, [worker, pid, max_lost, task_id, gen]).fetchone()
+        return row[0] if row else None
+
+    def claimed(self, task_id: str, gen: int, worker: str, pid: int) -> int | None:
+        """The attempt's number where this process holds the claim already, for one that did not hear the answer."""
+        run = self.filter(task_id=task_id, gen=gen, state=states.STARTED, worker=worker, worker_pid=pid)
+        return run.values_list("attempt", flat=True).first()
+
+    def renew(self, messages: Iterable[tuple[str, int]]) -> dict[str, tuple[bool, str]]:
+        """Renew the leases of runs, and of messages that a worker holds: (task_id, gen) pairs.
+
+        Returns, for those that are still this worker's: whether it runs, and the signal to stop it with, if any.
+        """
+        return {row[0]: row[1:] for row in execute(_RENEW, _arrays(messages)).fetchall()}
+
+    def run_of(self, task_id: str, gen: int) -> "TaskRecord | None":
+        """The row of a run, locked for the caller's transaction; None where it was closed or went elsewhere."""
+        return self.select_for_update().filter(task_id=task_id, gen=gen, state=states.STARTED).first()
+
+    def mark_revoked(self, reason: str) -> list[str]:
+        """Revoke those of these rows that wait; what a worker has claimed is left alone. Returns the revoked ids."""
+        sql, params = self.waiting().values("pk").query.sql_with_params()
+        with connection.cursor() as cursor:
+            cursor.execute(_REVOKE.format(rows=sql), [reason, *params])
+            return [row[0] for row in cursor.fetchall()]
+
+    def mark_expired(self) -> list[str]:
+        return self.filter(expires__lte=Now()).mark_revoked("expired")
+
+    def stop(self, reason: str, signal: str = "") -> dict[str, str]:
+        """Revoke those of these rows that wait, and ask those that run to stop: by themselves, or by their workers
+        with `signal`. Returns the ids of both, with their states.
+
+        One statement, so that none slips from one side to the other between two.
+        """
+        sql, params = self.unfinished().values("pk").query.sql_with_params()
+        with connection.cursor() as cursor:
+            cursor.execute(_STOP.format(rows=sql), [signal, reason, *params])
+            return dict(cursor.fetchall())
+
+    def mark_lost(self, run: "TaskRecord", reason: str) -> bool:
+        """Let a locked run that was lost be repeated; False where it is not to be."""
+        run.lost_count += 1
+        if run.cancel_at or run.lost_count >= run.max_lost:
+            return False
+        run.keep_attempt("WorkerLostError", reason)
+        run.wait_again(publish_in=min(run.lost_count, 10))
+        return True
+
+    def mark_handed_back(self, messages: Iterable[tuple[str, int]]) -> int:
+        """Let what a worker holds without having started it go to another, at once."""
+        return execute(_REPUBLISH, _arrays(messages)).rowcount
+
+    def mark_replaced(self, task_id: str, gen: int) -> bool:
+        """End a run whose task goes on as another, or as the last step of a workflow, under its id (Task.replace)."""
+        run = self.filter(task_id=task_id, gen=gen, state=states.STARTED)
+        return bool(
+            run.update(
+                state=states.PENDING, gen=gen + 1, publish_at=None, published_at=None, lease_until=None, slot_at=None
+            )
+        )
+
+    def take_over(self, successor: "TaskRecord"):
+        """Let a replaced task's record wait as its successor. None where there is no such record."""
+        with transaction.atomic():
+            replaced = self.filter(state=states.PENDING, publish_at=None, published_at=None, attempt__gt=0)
+            record = replaced.select_for_update().filter(task_id=successor.task_id).first()
+            if record is None:
+                return None
+            record.name = successor.name
+            return record.wait_again(successor)
+
+    def mark_unpublishable(self, record: "TaskRecord", reason: str, exc_type: str) -> int:
+        """End a task of which no message can be made."""
+        row = self.waiting().filter(pk=record.pk, gen=record.gen)
+        return row.update(
+            state=states.FAILURE, publish_at=None, finished_at=Now(), exc_type=exc_type, exc_message=reason
+        )
+
+    def mark_unregistered(self, task_id: str, reason: str, grace: float) -> bool:
+        """Let a task that its worker does not know (an old one, during a deploy) wait for one that does.
+
+        For as long as it has waited already, at most a minute; False where that was `grace` seconds or more.
+        """
+        return bool(execute(_MARK_UNREGISTERED, [reason, task_id, grace]).rowcount)
+
+    def mark_requeued(self, task_id: str, gen: int) -> int:
+        """Let a run whose body raised Reject(requeue=True) wait again, to be published by the relay in a second."""
+        run = self.filter(task_id=task_id, gen=gen, state=states.STARTED)
+        return run.update(
+            state=states.PENDING, gen=gen + 1, published_at=None, lease_until=None, slot_at=None,
+            publish_at=Now() + timedelta(seconds=1),
+        )  # fmt: skip
+
+    def mark_dropped(self, task_id: str, gen: int, state: str) -> int:
+        """End a run whose body raised Celery's Ignore or Reject: there is no result."""
+        run = self.filter(task_id=task_id, gen=gen, state=states.STARTED)
+        return run.update(state=state, finished_at=Now(), lease_until=None)
+
+
+def _arrays(messages: Iterable[tuple[str, int]]) -> list[list]:
+    return [list(column) for column in zip(*messages, strict=True)] or [[], []]
+
+
+#: The columns of a new record, and their types.
+INSERTED = {
+    "args": "text", "kwargs": "text", "options": "text", "task_id": "varchar", "name": "varchar", "queue": "varchar",
+    "priority": "smallint", "root_id": "varchar", "parent_id": "varchar", "group_id": "varchar",
+    "replay_of_id": "bigint", "retries": "int", "max_retries": "int", "eta": "timestamptz", "expires": "timestamptz",
+    "idempotency_key": "varchar", "unique_key": "varchar", "unique_until": "timestamptz", "limit_key": "varchar",
+    "publish_at": "timestamptz",
+}  # fmt: skip
+_INSERT = f"""
+INSERT INTO {TABLE} ({", ".join(INSERTED)})
+SELECT {", ".join(list(INSERTED)[:-1])}, coalesce(publish_at, clock_timestamp() + interval '{PUBLISH_GRACE} s')
+FROM {{rows}}
+ON CONFLICT DO NOTHING
+"""
+_INSERT_ONE = _INSERT.format(
+    rows=f"(VALUES ({', '.join(f'%s::{kind}' for kind in INSERTED.values())})) AS new ({', '.join(INSERTED)})"
+)
+_INSERT_MANY = (
+    _INSERT.format(
+        rows=f"json_to_recordset(%s) AS new ({', '.join(f'{name} {kind}' for name, kind in INSERTED.items())})"
+    )
+    + "RETURNING task_id"
+)
+_MESSAGES = "FROM unnest(%s::varchar[], %s::int[]) AS message (task_id, gen)"
+_MARK_PUBLISHED = f"""
+UPDATE {TABLE} AS task SET published_at = clock_timestamp(), publish_at = NULL
+{_MESSAGES}
+WHERE task.task_id = message.task_id AND task.gen = message.gen AND task.publish_at IS NOT NULL
+"""
+#: A task that is unique while it waits is no longer so: another may wait for it to end.
+_CLAIM = f"""
+UPDATE {TABLE} SET
+    state = 'STARTED', attempt = attempt + 1, worker = %s, worker_pid = %s, max_lost = %s,
+    started_at = clock_timestamp(), lease_until = clock_timestamp() + interval '{LEASE} s',
+    publish_at = NULL, published_at = coalesce(published_at, clock_timestamp()),
+    unique_key = CASE WHEN unique_key LIKE 'waiting %%' THEN NULL ELSE unique_key END
+WHERE task_id = %s AND gen = %s AND state IN ('PENDING', 'RETRY') AND (expires IS NULL OR expires > clock_timestamp())
+RETURNING attempt
+"""
+_RENEW = f"""
+UPDATE {TABLE} AS task SET lease_until = clock_timestamp() + interval '{LEASE} s'
+{_MESSAGES}
+WHERE task.task_id = message.task_id AND task.gen = message.gen AND task.state IN ('PENDING', 'RETRY', 'STARTED')
+RETURNING task.task_id, task.state = 'STARTED', task.cancel_signal
+"""
+_REPUBLISH = f"""
+UPDATE {TABLE} AS task SET gen = task.gen + 1, publish_at = clock_timestamp(), published_at = NULL, lease_until = NULL
+{_MESSAGES}
+WHERE task.task_id = message.task_id AND task.gen = message.gen AND task.state IN ('PENDING', 'RETRY')
+"""
+_MARK_UNREGISTERED = f"""
+UPDATE {TABLE} SET
+    gen = gen + 1, published_at = NULL, exc_type = 'NotRegistered', exc_message = %s,
+    publish_at = clock_timestamp()
+        + least(greatest(clock_timestamp() - coalesce(eta, created_at), interval '1 s'), interval '60 s')
+WHERE task_id = %s AND state IN ('PENDING', 'RETRY')
+    AND coalesce(eta, created_at) > clock_timestamp() - %s * interval '1 s'
+"""
+_REVOKE = f"""
+UPDATE {TABLE} SET
+    state = 'REVOKED', publish_at = NULL, parked_at = NULL, finished_at = clock_timestamp(),
+    exc_type = 'TaskRevokedError', exc_message = %s
+WHERE state IN ('PENDING', 'RETRY') AND id IN ({{rows}})
+RETURNING task_id
+"""
+_STOP = f"""
+WITH asked (signal, reason) AS (SELECT %s::varchar, %s::text)
+UPDATE {TABLE} SET
+    cancel_at = coalesce(cancel_at, clock_timestamp()),
+    cancel_signal = coalesce(nullif(signal, ''), cancel_signal),
+    state = CASE WHEN state = 'STARTED' THEN state ELSE 'REVOKED' END,
+    publish_at = NULL, parked_at = NULL,
+    finished_at = CASE WHEN state = 'STARTED' THEN NULL ELSE clock_timestamp() END,
+    exc_type = CASE WHEN state = 'STARTED' THEN exc_type ELSE 'TaskRevokedError' END,
+    exc_message = CASE WHEN state = 'STARTED' THEN exc_message ELSE reason END
+FROM asked
+WHERE state IN ('PENDING', 'STARTED', 'RETRY') AND id IN ({{rows}})
+RETURNING task_id, state
+"""

@@ -1,0 +1,223 @@
+"""Items in a queue that are no messages, or messages that no task can be made of: the worker goes on."""
+
+import base64
+import json
+from uuid import uuid4
+
+import pytest
+from celery import current_app as app
+from django.conf import settings
+from redis import Redis
+
+from tasks_app.client import CeleryClient
+from tasks_app.transport import QUARANTINE
+from tests.acceptance.processes import Manage, eventually
+
+QUEUE = "hostile"
+ABSENT = object()
+client = CeleryClient()
+
+
+def base64_of(body: bytes) -> str:
+    return base64.b64encode(body).decode()
+
+
+def message(body=((), {}, {}), *, headers=(), properties=(), parts=()) -> dict:
+    """A message as Celery sends one, with changes."""
+    task_id = str(uuid4())
+    whole = {
+        "body": body if isinstance(body, str) else base64_of(json.dumps(body).encode()),
+        "content-type": "application/json",
+        "content-encoding": "utf-8",
+        "headers": changed({"lang": "py", "task": "sample.noop", "id": task_id, "root_id": task_id}, headers),
+        "properties": changed(
+            {
+                "delivery_tag": str(uuid4()),
+                "delivery_info": {"exchange": "", "routing_key": QUEUE},
+                "body_encoding": "base64",
+                "priority": 5,
+            },
+            properties,
+        ),
+    }
+    return changed(whole, parts)
+
+
+def old(**changes) -> dict:
+    """A message as Celery 3 sent one, with all in its body."""
+    body = {"task": "sample.noop", "id": str(uuid4()), "args": [], "kwargs": {}}
+    return message(body | changes, parts={"headers": {}})
+
+
+def changed(whole: dict, changes) -> dict:
+    return {name: value for name, value in (whole | dict(changes)).items() if value is not ABSENT}
+
+
+def nested(levels: int) -> list:
+    value: list = []
+    for _ in range(levels):
+        value = [value]
+    return value
+
+
+#: What cannot be a message, or a message of which no task can be made.
+MALFORMED = {
+    "text": "not JSON",
+    "empty": "",
+    "bytes": b"\xff\xfe\x00\x80",
+    "NUL": "\x00",
+    "list": [],
+    "number": 7,
+    "null": None,
+    "huge number": "1" * 5000,
+    "deep": "[" * 100_000,
+    "unknown type": {"__type__": "nothing", "__value__": 1},
+    "broken type": {"__type__": "uuid", "__value__": None},
+    "no parts": {},
+    "no properties": message(parts={"properties": ABSENT}),
+    "properties null": message(parts={"properties": None}),
+    "no delivery_tag": message(properties={"delivery_tag": ABSENT}),
+    "delivery_tag an object": message(properties={"delivery_tag": {}}),
+    "delivery_tag a surrogate": message(properties={"delivery_tag": "\ud800"}),
+    "no delivery_info": message(properties={"delivery_info": ABSENT}),
+    "delivery_info empty": message(properties={"delivery_info": {}}),
+    "delivery_info a list": message(properties={"delivery_info": []}),
+    "priority infinite": message(properties={"priority": float("inf")}),
+    "base64 broken": message("abc"),
+    "body null": message(parts={"body": None}),
+    "body a number": message(parts={"body": 7}),
+    "body an object": message(parts={"body": {"task": "sample.noop", "id": "x"}}),
+    "body a text": message(base64_of(b'"text"')),
+    "body of no parts": message([]),
+    "body of numbers": message([1, 2, 3]),
+    "args a number": message([7, {}, {}]),
+    "args an object": message([{"a": 1}, {}, {}]),
+    "kwargs a list": message([[], [1], {}]),
+    "embed a list": message([[], {}, [1]]),
+    "callbacks a number": message([[], {}, {"callbacks": 7}]),
+    "body encoding unknown": message(properties={"body_encoding": "rot13"}),
+    "content type a list": message(parts={"content-type": []}),
+    "headers a list": message(parts={"headers": [1]}),
+    "headers a text": message(parts={"headers": "task"}),
+    "headers deep": message(headers={"x": nested(900)}),
+    "properties deep": message(properties={"x": nested(900)}),
+    "task a list": message(headers={"task": []}),
+    "task null": message(headers={"task": None}),
+    "no id": message(headers={"id": ABSENT}),
+    "id a number": message(headers={"id": 7}),
+    "id an object": message(headers={"id": {}}),
+    "id empty": message(headers={"id": ""}),
+    "id with NUL": message(headers={"id": "a\x00b"}),
+    "id long": message(headers={"id": "x" * 1000}),
+    "id a surrogate": message(headers={"id": "\ud800"}),
+    "gen a text": message(headers={"gen": "x"}),
+    "gen huge": message(headers={"gen": 10**30}),
+    "retries a text": message(headers={"retries": "x"}),
+    "time limit a text": message(headers={"timelimit": "x"}),
+    "time limits of texts": message(headers={"timelimit": ["x", "y"]}),
+    "time limit huge": message(headers={"timelimit": [10**400, None]}),
+    "stamps a number": message(headers={"stamped_headers": 5}),
+    "stamps a list": message(headers={"stamped_headers": ["x"], "stamps": [1]}),
+    "expires a list": message(headers={"expires": []}),
+}
+#: What Celery itself drops, fails or takes in its stride.
+REFUSED = {
+    "unknown task": message(headers={"task": "no.such.task"}),
+    "body no JSON": message(base64_of(b"{")),
+    "body no UTF-8": message(base64_of(b"\xff\xfe")),
+    "body deep": message(base64_of(b"[" * 100_000)),
+    "pickle": message(base64_of(b"\x80\x04N."), parts={"content-type": "application/x-python-serialize"}),
+    "yaml": message(base64_of(b"!!python/none"), parts={"content-type": "application/x-yaml"}),
+    "content encoding unknown": message(parts={"content-encoding": "nothing"}),
+    "compression unknown": message(headers={"compression": "nothing"}),
+    "compression a list": message(headers={"compression": []}),
+    "headers null": message(parts={"headers": None}),
+    "too many args": message([[1, 2, 3], {}, {}]),
+    "root_id a list": message(headers={"root_id": [], "parent_id": {}, "group": 7}),
+    "priority a text": message(properties={"priority": "x"}),
+    "priority huge": message(properties={"priority": 10**30}),
+    "eta a number": message(headers={"eta": 7}),
+    "eta a text": message(headers={"eta": "soon"}),
+    "eta year 1": message(headers={"eta": "0001-01-01T00:00:00+14:00"}),
+    "protocol 1": old(),
+    "protocol 1, no id": old(id=None),
+    "protocol 1, task a list": old(task=[]),
+    # Each of these took one of the pool's two processes away for good.
+    "protocol 1, time limit a text": old(timelimit="x"),
+    "protocol 1, time limits of texts": old(timelimit=["x", "y"]),
+    "protocol 1, stamps a number": old(stamped_headers=5),
+    "protocol 1, deep": old(shadow=nested(900)),
+}
+
+
+def as_item(value) -> str | bytes:
+    return value if isinstance(value, str | bytes) else json.dumps(value)
+
+
+@pytest.fixture
+def broker():
+    with Redis.from_url(settings.CELERY_BROKER_URL) as redis:
+        redis.delete(QUARANTINE)
+        yield redis
+
+
+def hostile_worker() -> Manage:
+    return Manage("celery", "worker", "-Q", QUEUE, "-n", "hostile@%h", "-c", "2", "-l", "INFO")
+
+
+def works(worker: Manage) -> bool:
+    """Tasks go through both processes of its pool, and it is done with what came before them."""
+    for result in [client.submit("sample.echo", ["good"], queue=QUEUE, priority=9) for _ in range(10)]:
+        assert client.get_result(result.id, timeout=20) == "good", worker.said()
+    return worker.process.poll() is None
+
+
+def test_items_that_no_task_can_be_made_of_stop_no_worker(committed, broker):
+    malformed = [as_item(value) for value in MALFORMED.values()]
+    with hostile_worker() as worker:
+        worker.wait_for("ready.")
+        for item in malformed + [as_item(value) for value in REFUSED.values()]:
+            broker.lpush(QUEUE, item)
+        assert works(worker)
+        kept = broker.lrange(QUARANTINE, 0, -1)
+        assert {name for name, value in MALFORMED.items() if not is_in(kept, value)} == set()
+        assert len(kept) == len(malformed)
+        assert worker.said().count(f"It is now in the broker's list {QUARANTINE}.") == len(malformed)
+        assert worker.stop() == 0
+    assert broker.hlen("unacked") == 0
+    assert broker.llen(QUEUE) == 0
+
+
+def test_a_worker_starts_where_such_items_wait(committed, broker):
+    for value in [*MALFORMED.values(), *REFUSED.values()]:
+        broker.lpush(QUEUE, as_item(value))
+    with hostile_worker() as worker:
+        worker.wait_for("ready.")
+        assert works(worker)
+        assert worker.stop() == 0
+
+
+def test_a_broadcast_that_is_no_message_stops_no_worker(committed, broker):
+    with hostile_worker() as worker:
+        worker.wait_for("ready.")
+        for value in ("not JSON", "[" * 100_000, *MALFORMED.values()):
+            for channel in ("/0.celery.pidbox", "/0.celeryev/worker.heartbeat"):
+                broker.publish(channel, as_item(value))
+        assert works(worker)
+        eventually(lambda: any("hostile@" in name for answer in app.control.ping(timeout=1) for name in answer))
+        assert worker.stop() == 0
+
+
+def is_in(kept: list[bytes], value) -> bool:
+    """As it was, or with its parts in order: what Celery had taken already was written anew."""
+    item = as_item(value)
+    if (item if isinstance(item, bytes) else item.encode()) in kept:
+        return True
+    return any(value == as_json(each) for each in kept)
+
+
+def as_json(item: bytes):
+    try:
+        return json.loads(item)
+    except (ValueError, RecursionError):
+        return None

@@ -1,0 +1,139 @@
+"""One run: a cluster of its own, a load, faults, then peace; and what the oracle says of it."""
+
+import contextlib
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from tests.chaos.cluster import Cluster
+from tests.chaos.faults import Storm, plan
+
+#: Seconds that everything has to end, once all is healthy again.
+SETTLE = 60
+#: Submissions a second.
+RATE = 6.0
+FAULTS_PER_MINUTE = 50.0
+
+
+@dataclass
+class Report:
+    seed: int
+    guard: str = ""
+    seconds: float = 0
+    faults: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    #: Name, count and the first few offenders of each invariant that does not hold.
+    violations: list[tuple[str, int, list[str]]] = field(default_factory=list)
+    statistics: dict[str, float] = field(default_factory=dict)
+    #: Where something was violated: the last lines of each process, and the lives of the first offenders.
+    said: dict[str, str] = field(default_factory=dict)
+    lives: list[str] = field(default_factory=list)
+
+    def __str__(self) -> str:
+        figures = ", ".join(f"{name} {value:g}" for name, value in self.statistics.items())
+        lines = [f"seed {self.seed}: {len(self.faults)} faults, {len(self.violations)} violations, {figures}"]
+        lines += [f"note: {note}" for note in self.notes]
+        if self.violations:
+            lines += [f"  fault {fault}" for fault in self.faults]
+            lines += [f"--- {name} last said:\n{text}" for name, text in self.said.items()]
+            lines += self.lives
+        for name, number, offenders in self.violations:
+            lines += [f"VIOLATED {name}: {number}", *(f"    {offender}" for offender in offenders)]
+        return "\n".join(lines)
+
+
+def run(
+    seed: int, seconds: float, per_minute: float = FAULTS_PER_MINUTE, guard: str = "", *, kinds: Sequence[str] = (),
+    rate: float = RATE, settings: dict[str, str] | None = None, keep: bool = False,
+) -> Report:  # fmt: skip
+    """Run one seed in this process, which is to be a fresh one: Django is set up for this run's database."""
+    began = time.monotonic()
+    environment = (settings or {}) | ({"SABOTAGE": guard} if guard else {})
+    with _directory(keep) as directory, Cluster(directory, environment) as cluster:
+        cluster.make_tables()
+        _set_up_django(cluster)
+        _make_schedules()
+        cluster.start_all(seed, seconds, rate)
+        storm = Storm(cluster)
+        storm.run(plan(seed, seconds, per_minute, kinds), seconds)
+        _settle(cluster, storm)
+        report = _judge(cluster, storm, Report(seed, guard))
+    report.seconds = time.monotonic() - began
+    return report
+
+
+@contextlib.contextmanager
+def _directory(keep: bool) -> Iterator[Path]:
+    directory = Path(tempfile.mkdtemp(prefix="taskconsole-chaos-"))
+    directory.chmod(0o755)
+    try:
+        yield directory
+    finally:
+        if keep:
+            print(f"kept: {directory}", flush=True)
+        else:
+            shutil.rmtree(directory, ignore_errors=True)
+
+
+def _set_up_django(cluster: Cluster) -> None:
+    os.environ.update(cluster.environment)
+    os.environ.pop("SABOTAGE", None)
+    import django
+
+    django.setup()
+
+
+def _make_schedules() -> None:
+    from scheduling_app.models import Schedule
+
+    for name, every, options in (
+        ("each second", 1, {}),
+        ("each second, all of them", 1, {"catch_up": Schedule.CatchUp.ALL}),
+        ("each second, one at a time", 1, {"max_instances": 1}),
+        ("every other second", 2, {"jitter": 1}),
+    ):
+        Schedule.objects.create(
+            name=name, task="chaos.tick", args=[name], kind="interval", every=every, unit="seconds", **options
+        )
+
+
+def _settle(cluster: Cluster, storm: Storm) -> None:
+    """Make everything healthy, let the schedules fire a little more, and wait until nothing is unfinished."""
+    from django.db import DatabaseError, connection
+
+    from scheduling_app.models import Schedule
+    from tasks_app.models import TaskRecord
+
+    give_up_at, quiet_since, calm_at = time.monotonic() + SETTLE, None, time.monotonic() + 5
+    enabled = True
+    while (now := time.monotonic()) < give_up_at:
+        storm.go_on()
+        cluster.heal()
+        try:
+            if enabled and now > calm_at:
+                Schedule.objects.all().set_enabled(enabled=False)
+                enabled = False
+            quiet = not enabled and cluster.load_has_ended and not TaskRecord.objects.unfinished().exists()
+        except DatabaseError:
+            connection.close()
+            quiet = False
+        quiet_since = (quiet_since or now) if quiet else None
+        if quiet_since and now - quiet_since > 1.5:
+            return
+        time.sleep(0.2)
+
+
+def _judge(cluster: Cluster, storm: Storm, report: Report) -> Report:
+    from tests.chaos import oracle
+
+    report.faults, report.notes = [what for _, what in storm.done], storm.notes
+    report.violations = [(each.invariant.name, each.count, each.offenders) for each in oracle.findings()]
+    report.statistics = oracle.statistics()
+    if report.violations:
+        report.said = {name: program.said() for name, program in cluster.programs.items()}
+        report.lives = [oracle.life(offenders[0], storm.began) for _, _, offenders in report.violations]
+    return report

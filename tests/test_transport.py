@@ -1,0 +1,153 @@
+"""The Redis transport by itself; tests/acceptance/test_hostile_messages.py has a worker take what is no message."""
+
+import json
+import time
+
+import pytest
+from django.conf import settings
+from kombu import Connection, Consumer, Queue
+from redis import Redis
+from redis.exceptions import ConnectionError as RedisConnectionError
+
+from tasks_app import transport
+from tasks_app.transport import QUARANTINE
+
+URL = settings.CELERY_BROKER_URL.rpartition("/")[0] + "/8"  # a database of these tests' own
+QUEUE = "transport"
+
+
+@pytest.fixture
+def redis():
+    with Redis.from_url(URL) as redis:
+        redis.flushdb()
+        yield redis
+        redis.flushdb()
+
+
+@pytest.fixture
+def connection(redis):
+    with Connection(URL, transport_options={"visibility_timeout": 60}) as connection:
+        yield connection
+
+
+def publish(connection: Connection, body, **options) -> None:
+    with connection.Producer() as producer:
+        producer.publish(body, routing_key=QUEUE, **options)
+
+
+def taken(connection: Connection, on_message=None) -> list:
+    """The bodies of what a consumer takes until there is no more."""
+    bodies: list = []
+
+    def take(body, message):
+        message.ack()
+        bodies.append(body)
+        if on_message:
+            on_message(body)
+
+    with Consumer(connection, [Queue(QUEUE)], callbacks=[take], accept=["json"], auto_declare=False):
+        try:
+            while True:
+                connection.drain_events(timeout=0.3)
+        except TimeoutError:
+            return bodies
+
+
+def leave_unacknowledged(redis: Redis, tag: str, value: str) -> None:
+    """As a worker that died two minutes ago, longer than the visibility timeout, would have."""
+    redis.hset("unacked", tag, value)
+    redis.zadd("unacked_index", {tag: time.time() - 120})
+
+
+def raw(redis: Redis, connection: Connection, body) -> dict:
+    publish(connection, body)
+    return json.loads(redis.rpop(QUEUE))
+
+
+def restore(connection: Connection) -> None:
+    connection.default_channel.qos.restore_visible()
+
+
+def test_a_bad_item_goes_to_the_quarantine_as_it_was_and_the_next_is_taken(redis, connection, caplog):
+    publish(connection, "first")
+    redis.lpush(QUEUE, b"\xffnot JSON")
+    publish(connection, "last")
+    assert taken(connection) == ["first", "last"]
+    assert redis.lrange(QUARANTINE, 0, -1) == [b"\xffnot JSON"]
+    [record] = [record for record in caplog.records if record.name == transport.__name__]
+    assert record.levelname == "ERROR"
+    assert record.getMessage().startswith(f"An item of {QUEUE} could not be taken: JSONDecodeError(")
+    assert record.getMessage().endswith(f"It is now in the broker's list {QUARANTINE}.")
+
+
+def test_the_quarantine_keeps_the_newest(redis, connection, monkeypatch):
+    monkeypatch.setattr(transport, "KEPT", 3)
+    redis.lpush(QUEUE, *"abcde")
+    taken(connection)
+    assert redis.lrange(QUARANTINE, 0, -1) == [b"e", b"d", b"c"]
+
+
+def test_what_raises_while_it_is_taken_is_neither_put_back_nor_lost(redis, connection):
+    publish(connection, "bad", headers={"n": 1})
+    publish(connection, "good")
+
+    def fail(body):
+        if body == "bad":
+            raise KeyError("id")
+
+    assert taken(connection, fail) == ["bad", "good"]
+    assert json.loads(redis.lindex(QUARANTINE, 0))["headers"] == {"n": 1}
+    assert redis.keys("unacked*") == []
+    assert redis.llen(QUEUE) == 0
+
+
+def test_a_broker_that_goes_away_meanwhile_is_no_fault_of_the_message(redis, connection):
+    publish(connection, "good")
+
+    def lose(_):
+        raise RedisConnectionError("gone")
+
+    with pytest.raises(RedisConnectionError):
+        taken(connection, lose)
+    assert not redis.exists(QUARANTINE)
+
+
+def test_what_is_bad_among_the_unacknowledged_keeps_nothing_else_from_being_put_back(redis, connection):
+    good = raw(redis, connection, "good")
+    bad = {
+        "not JSON": "not JSON",
+        "not three": "[]",
+        "null": json.dumps([None, "", QUEUE]),
+        "number": json.dumps([7, "", QUEUE]),
+        "no properties": json.dumps([{"headers": {}}, "", QUEUE]),
+        "deep": "[" * 100_000,
+        "of no queue": json.dumps([good, "no such exchange", QUEUE]),
+    }
+    for tag, value in bad.items():
+        leave_unacknowledged(redis, tag, value)
+    leave_unacknowledged(redis, "good", json.dumps([good, "", QUEUE]))
+    leave_unacknowledged(redis, "without headers", json.dumps([good | {"headers": None}, "", QUEUE]))
+    restore(connection)
+    assert taken(connection) == ["good", "good"]
+    assert sorted(redis.lrange(QUARANTINE, 0, -1)) == sorted(value.encode() for value in bad.values())
+    assert redis.keys("unacked*") == []
+
+
+def test_a_message_without_headers_survives_the_end_of_its_consumer(redis):
+    with Connection(URL) as connection:
+        redis.lpush(QUEUE, json.dumps(raw(redis, connection, "kept") | {"headers": None}))
+        assert Queue(QUEUE, channel=connection.default_channel).get().payload == "kept"
+    assert redis.llen(QUEUE) == 1
+    assert not redis.exists(QUARANTINE)
+
+
+def test_a_prefix_of_all_keys_is_kept_to(redis):
+    redis.lpush(f"console:{QUEUE}", "x", "y")
+    with Connection(URL, transport_options={"global_keyprefix": "console:"}) as connection:
+        assert taken(connection) == []
+    assert redis.lrange(f"console:{QUARANTINE}", 0, -1) == [b"y", b"x"]
+
+
+def test_a_channel_keeps_its_client(connection):
+    channel = connection.default_channel
+    assert channel._create_client() is channel._create_client()
