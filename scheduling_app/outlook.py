@@ -21,7 +21,17 @@ from scheduling_app.models import Schedule, ScheduleRun
 from scheduling_app.triggers import PreviewTime, Timing, TimingError, jittered, preview
 from tasks_app.models import TaskRecord, printable
 
-_RUN = ("scheduled_for", "fired_at", "outcome", "reason", "detail", "record_id", "record__state", "record__eta")
+_RUN = (
+    "scheduled_for",
+    "fired_at",
+    "outcome",
+    "reason",
+    "detail",
+    "record_id",
+    "record__state",
+    "record__eta",
+    "record__parked_at",
+)
 #: Characters of a schedule's arguments that are shown on its page; the form has all of them.
 SHOWN = 2000
 #: How many of the last outcomes are shown beside a schedule.
@@ -183,7 +193,8 @@ def _phase(run: dict) -> str:
     if run["record__state"] is None:
         return "fired"
     eta = run["record__eta"]
-    return TaskRecord(state=run["record__state"], eta=eta and _moment(eta)).phase
+    record = TaskRecord(state=run["record__state"], eta=eta and _moment(eta), parked_at=run["record__parked_at"])
+    return record.phase
 
 
 def _moment(value: datetime | str) -> datetime:

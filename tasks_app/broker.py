@@ -56,11 +56,11 @@ def is_readable() -> bool:
 
 
 def held(queues: Iterable[str], limit: int = 5000) -> Held:
-    """What the broker holds: of each list of these queues the oldest `limit` items, and all that is unacknowledged.
+    """What waits in the broker: of each list of these queues the oldest `limit` items.
 
-    What moves meanwhile may be missed: a message put back from the unacknowledged into a list read before, or one on
-    its way between the two. Whoever misses it publishes it again under a new `gen`, with which the old one cannot be
-    claimed any more: a mistake costs a message, never a second run.
+    Not what is unacknowledged: a worker that lives says so itself, by a lease (leases.py), and what one held that was
+    killed would be there for an hour. What moves meanwhile may be missed. Whoever misses it publishes it again under a
+    new `gen`, with which the old one cannot be claimed any more: a mistake costs a message, never a second run.
     """
     messages: set[Sent] = set()
     read_until: dict[tuple[str, int], datetime] = {}
@@ -72,9 +72,6 @@ def held(queues: Iterable[str], limit: int = 5000) -> Held:
             if length > limit:
                 until = _dated(found[:DATED])
                 read_until |= {(queue, each): until for each in range(10) if channel.priority(each) == step}
-        # The unacknowledged come last: that is where messages go to from the lists.
-        for _, item in redis.hscan_iter(channel.global_keyprefix + channel.unacked_key, count=PAGE):
-            messages.update(_sent(item, lambda parts: parts[0]))
     return Held(messages, read_until)
 
 
@@ -116,10 +113,10 @@ def _oldest(redis: Redis, key: str, count: int) -> Iterator[Sent]:
             yield from _sent(item)
 
 
-def _sent(item: bytes | str, message_in=lambda whole: whole) -> list[Sent]:
+def _sent(item: bytes | str) -> list[Sent]:
     """The message in an item; none where it is not one of a task. Anybody may have put anything there."""
     try:
-        headers = message_in(json.loads(item))["headers"]
+        headers = json.loads(item)["headers"]
         task_id, gen = headers["id"], headers.get("gen") or 1
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
         return []

@@ -19,6 +19,17 @@ def tasks_are_recorded(app_configs, **_):
 
 
 @register()
+def limits_and_uniqueness_can_be_kept(app_configs, **_):
+    from tasks_app import limits, uniqueness
+
+    return [
+        Error(f"Task {name}: {problem}.", id="tasks_app.E002")
+        for name, task in sorted(current_app._tasks.items())
+        for problem in (*limits.problems(task), *uniqueness.problems(task))
+    ]
+
+
+@register()
 def claims_are_not_skipped(app_configs, **_):
     from tasks_app.execution import ConsoleTask
 

@@ -43,16 +43,19 @@ class CeleryClient:
         priority: int | None = None,
         countdown: float | None = None,
         eta: datetime | None = None,
+        idempotency_key: str | None = None,
         **options: Any,
     ) -> AsyncResult:
         """Record a task in the current transaction, to be published on commit; its `AsyncResult`.
 
-        `priority`: 0 (most urgent) to 9. `countdown`: seconds. `eta`: the earliest start. `options`: as for Celery's
-        `apply_async`. Raises UnknownTask, InvalidSubmission, DuplicateTask, and TypeError for arguments that do not
-        fit the task's signature; nothing is recorded then.
+        `priority`: 0 (most urgent) to 9. `countdown`: seconds. `eta`: the earliest start. `idempotency_key`: a second
+        call with the same one submits nothing, and returns the first's result. `options`: as for Celery's
+        `apply_async`. Raises UnknownTask, InvalidSubmission, DuplicateTask, NotUnique, and TypeError for arguments that
+        do not fit the task's signature; nothing is recorded then.
         """
         explicit = {
             "task_id": task_id, "queue": queue, "priority": priority, "countdown": countdown, "eta": eta,
+            "idempotency_key": idempotency_key,
         }  # fmt: skip
         return self._task(task_name).apply_async(args, kwargs, **self._options(options, explicit))
 
@@ -108,10 +111,20 @@ class CeleryClient:
     def revoke(self, task_id: str, terminate: bool = False) -> str | None:
         """Revoke a task that waits: once this has committed, it never starts. The state that it is in then.
 
-        A running one goes on, unless `terminate` asks its worker to kill it. A finished one stays as it is.
+        A running one is asked to stop, which its body can see (`self.is_cancelled()`); it is not retried, and with
+        `terminate` its process is killed. A finished one stays as it is.
         """
         self.app.control.revoke(task_id, terminate=terminate)
         return self.get_status(task_id)
+
+    def revoke_workflow(self, task_id: str, terminate: bool = False) -> int:
+        """Revoke what has not ended of the workflow that a task belongs to, and what would follow. How many that were.
+
+        What runs is asked to stop, by a signal with `terminate`. Raises TaskNotFound.
+        """
+        record = TaskRecord.objects.filter(task_id=task_id).first()
+        root_id = record.root_id if record else self._workflow_of(task_id)
+        return len(self.app.control.revoke_workflow(root_id, terminate=terminate))
 
     def rerun(self, task_id: str) -> AsyncResult:
         """Run a task again, as a new one that points at the old: same arguments, queue and options, on its own.
@@ -128,6 +141,13 @@ class CeleryClient:
         return self.app.AsyncResult(new.task_id)
 
     register_worker_hooks = staticmethod(workers.register_worker_hooks)
+
+    def _workflow_of(self, task_id: str) -> str:
+        """The workflow in which a task is still to come."""
+        waiting_for = TaskRecord.objects.unfinished().filter(options__contains=task_id).first()
+        if waiting_for is None:
+            raise TaskNotFound(f"No task was recorded under the id {task_id!r:.300}.")
+        return waiting_for.root_id
 
     def _task(self, name: str):
         try:

@@ -200,6 +200,7 @@ def foreign_record(
     """The record of a task that was sent past the console, as far as its message tells."""
     task_id = task_id or request.id
     delivery = getattr(request, "delivery_info", None) or {}
+    priority = delivery.get("priority")
     return TaskRecord(
         task_id=task_id,
         name=name or getattr(request, "task", None) or getattr(request, "name", None) or "unknown",
@@ -207,13 +208,18 @@ def foreign_record(
         kwargs=getattr(request, "kwargs", None) or {},
         options={},
         queue=delivery.get("routing_key") or "",
-        priority=delivery.get("priority"),
-        root_id=root_id or getattr(request, "root_id", None) or task_id,
-        parent_id=getattr(request, "parent_id", None),
-        group_id=getattr(request, "group", None),
+        priority=priority if isinstance(priority, int) and 0 <= priority <= 9 else None,
+        root_id=root_id or _id_in(request, "root_id") or task_id,
+        parent_id=_id_in(request, "parent_id"),
+        group_id=_id_in(request, "group"),
         retries=getattr(request, "retries", None) or 0,
         gen=gen_of(request),
     )
+
+
+def _id_in(request, name: str) -> str | None:
+    value = getattr(request, name, None)
+    return value if isinstance(value, str) else None
 
 
 _loops = threading.local()

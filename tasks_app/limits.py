@@ -53,7 +53,7 @@ def key_of(task, args: Sequence, kwargs: Any) -> str | None:
         return None
     try:
         _declared(task)
-        template = task.limit_key
+        template = getattr(task, "limit_key", None)
         key = task.name if template is None else template.format_map(bound_arguments(task, args, kwargs))
     except KeyError as error:
         raise InvalidSubmission(f"{task.name}: limit_key names {error}, which is no argument of it.") from error
@@ -211,12 +211,15 @@ FROM first WHERE id = ANY(ids)
 #: Each key is found by one step down the index task_parked, however many rows it has.
 _HEADS_WITH_ROOM = """
 WITH RECURSIVE head AS (
-    (SELECT id, limit_key, name, priority FROM tasks_app_taskrecord WHERE parked_at IS NOT NULL
-     ORDER BY limit_key, priority, id LIMIT 1)
+    (
+        SELECT id, limit_key, name, priority FROM tasks_app_taskrecord
+        WHERE parked_at IS NOT NULL AND state IN ('PENDING', 'RETRY')
+        ORDER BY limit_key, priority, id LIMIT 1
+    )
     UNION ALL
     SELECT next.* FROM head CROSS JOIN LATERAL (
         SELECT id, limit_key, name, priority FROM tasks_app_taskrecord
-        WHERE parked_at IS NOT NULL AND limit_key > head.limit_key
+        WHERE parked_at IS NOT NULL AND state IN ('PENDING', 'RETRY') AND limit_key > head.limit_key
         ORDER BY limit_key, priority, id LIMIT 1
     ) AS next
 )

@@ -134,9 +134,9 @@ class Census:
         self._missing: set[tuple[str, int]] = set()
 
     def look(self) -> int:
-        records = list(
-            TaskRecord.objects.unclaimed(CENSUS_GRACE).only("task_id", "gen", "queue", "published_at")[:CENSUS_ROWS]
-        )
+        unclaimed = TaskRecord.objects.unclaimed(CENSUS_GRACE)
+        rows = unclaimed.only("task_id", "gen", "queue", "priority", "options", "published_at")[:CENSUS_ROWS]
+        records = [record for record in rows if "exchange" not in record.options]  # those have no list of that name
         if not records:
             self._missing = set()
             return 0

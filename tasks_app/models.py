@@ -163,7 +163,7 @@ class TaskRecord(models.Model):
             models.Index(
                 fields=["limit_key"],
                 name="task_limit",
-                condition=models.Q(limit_key__isnull=False, state__in=states.UNREADY_STATES),
+                condition=models.Q(slot_at__isnull=False, state__in=states.UNREADY_STATES),
             ),
             models.Index(
                 fields=["expires"],
@@ -254,7 +254,7 @@ class TaskRecord(models.Model):
         """Save it as waiting, under the next gen: as `next_run` says, or as before, in `publish_in` seconds."""
         self.gen += 1
         if next_run is not None:
-            for name in ("args", "kwargs", "options", "queue", "priority", "retries", "eta"):
+            for name in ("args", "kwargs", "options", "queue", "priority", "limit_key", "retries", "eta"):
                 setattr(self, name, getattr(next_run, name))
             self.expires = next_run.expires or self.expires  # a run does not know it: messages carry none
         due_at = next_run.publish_at if next_run is not None else None

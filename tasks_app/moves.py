@@ -252,7 +252,8 @@ _CLAIM = f"""
 UPDATE {TABLE} SET
     state = 'STARTED', attempt = attempt + 1, worker = %s, worker_pid = %s, max_lost = %s,
     started_at = clock_timestamp(), lease_until = clock_timestamp() + interval '{LEASE} s',
-    publish_at = NULL, published_at = coalesce(published_at, clock_timestamp()),
+    publish_at = NULL, published_at = coalesce(published_at, clock_timestamp()), parked_at = NULL,
+    slot_at = CASE WHEN limit_key IS NOT NULL THEN coalesce(slot_at, clock_timestamp()) END,
     unique_key = CASE WHEN unique_key LIKE 'waiting %%' THEN NULL ELSE unique_key END
 WHERE task_id = %s AND gen = %s AND state IN ('PENDING', 'RETRY') AND (expires IS NULL OR expires > clock_timestamp())
 RETURNING attempt

@@ -337,8 +337,10 @@ class RecordingCelery(Celery):
         from tasks_app.models import TaskRecord
 
         moved = TaskRecord.objects.take_over(record)
-        if moved:
+        if moved and record.publish_at is None:
             transaction.on_commit(partial(self.publish_submitted, [moved]))
+        elif moved:
+            notify(DUE_CHANNEL)
         return moved is not None
 
     def publish_submitted(self, records: Sequence[TaskRecord]) -> None:

@@ -17,7 +17,7 @@ FAILURES = 8
 
 def phases_now() -> list[tuple[str, int]]:
     """How many tasks are in each phase: now, or within the last hour where it is a final one."""
-    unfinished = {phase: PHASES[phase] for phase in ("scheduled", "queued", "running", "retrying")}
+    unfinished = {phase: PHASES[phase] for phase in ("scheduled", "queued", "limited", "running", "retrying")}
     now = TaskRecord.objects.unfinished().aggregate(**{name: Count("pk", filter=q) for name, q in unfinished.items()})
     recent = TaskRecord.objects.filter(finished_at__gt=timezone.now() - HOUR)
     ended = recent.aggregate(**{name: Count("pk", filter=PHASES[name]) for name in ("succeeded", "failed", "revoked")})

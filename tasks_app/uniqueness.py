@@ -23,8 +23,8 @@ def key_of(task, args, kwargs) -> tuple[str | None, timedelta | None]:
     unique = getattr(task, "unique", None)
     if unique is None:
         return None, None
-    if problem := problem_of(task):
-        raise InvalidSubmission(problem)
+    for problem in problems(task):
+        raise InvalidSubmission(f"{task.name}: {problem}.")
     arguments = bound_arguments(task, args, kwargs)
     chosen = {name: arguments[name] for name in task.unique_by or arguments}
     digest = hashlib.sha256(dump_json(sorted(chosen.items())).encode()).hexdigest()[:32]
@@ -33,16 +33,16 @@ def key_of(task, args, kwargs) -> tuple[str | None, timedelta | None]:
     return key, None if isinstance(unique, str) else _seconds(unique)
 
 
-def problem_of(task) -> str | None:
+def problems(task) -> list[str]:
     """What is wrong with a task's `unique` and `unique_by`, for its author."""
-    unique = getattr(task, "unique", None)
+    unique: Any = getattr(task, "unique", None)
     is_number = isinstance(unique, int | float | timedelta) and not isinstance(unique, bool)
     is_time = is_number and _seconds(unique) > timedelta(0)
     if not (unique in (None, "waiting", "unfinished") or is_time):
-        return f"{task.name}: unique must be 'waiting', 'unfinished' or a number of seconds, not {unique!r:.80}."
+        return [f"unique must be 'waiting', 'unfinished' or a number of seconds, not {unique!r:.80}"]
     names = signature_of(task.__class__).parameters
-    unknown = [name for name in task.unique_by or () if name not in names]
-    return f"{task.name}: unique_by names {unknown[0]!r}, which is no argument of it." if unknown else None
+    unknown = [name for name in getattr(task, "unique_by", None) or () if name not in names]
+    return [f"unique_by names {name!r}, which is no argument of it" for name in unknown]
 
 
 def bound_arguments(task, args, kwargs) -> dict[str, Any]:

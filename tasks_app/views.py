@@ -31,8 +31,8 @@ STOP_POLLING = 286
 #: Seconds that a page's part waits for the broker and the workers.
 PATIENCE = 1.0
 _LISTED = (
-    "task_id", "name", "state", "queue", "attempt", "retries", "eta", "publish_at", "created_at", "started_at",
-    "finished_at", "result_preview", "exc_type",
+    "task_id", "name", "state", "queue", "attempt", "retries", "eta", "publish_at", "parked_at", "limit_key",
+    "created_at", "started_at", "finished_at", "result_preview", "exc_type",
 )  # fmt: skip
 
 

@@ -38,7 +38,9 @@ def marks_at_once(request, monkeypatch):
     """Where a test's transaction never commits, another thread's connection could not mark its rows."""
     if not any(part in request.path.as_posix() for part in COMMITTING):
         current_app.publisher.reset()  # a breaker that another test has tripped
-        monkeypatch.setattr(publishing.marker, "add", lambda messages: TaskRecord.objects.mark_published(list(messages)))
+        monkeypatch.setattr(
+            publishing.marker, "add", lambda messages: TaskRecord.objects.mark_published(list(messages))
+        )
 
 
 @pytest.fixture

@@ -10,6 +10,7 @@ from celery import current_app as app
 from django.db import connection, transaction
 from django.db.models.functions import Now
 from django.test.utils import CaptureQueriesContext
+from django.urls import reverse
 from django.utils import timezone
 
 from tasks_app import limits, states
@@ -299,6 +300,30 @@ def test_a_revoke_frees_the_slot_of_what_had_not_started(declare):
     assert limits.admit_parked() == 1
 
 
+@pytest.mark.django_db
+def test_what_replaces_a_task_has_the_limits_of_its_own(declare, commits, monkeypatch):
+    declare(concurrency_limit=1)
+    published = []
+    monkeypatch.setattr(app, "publish", published.extend)
+    insert(name="sample.replaced", key=None, attempt=1, publish_at=None)
+    with commits():
+        assert app.take_over(app.build_record("limited", ["a"], task_id="t0"))
+    record = objects.get()
+    assert (record.limit_key, record.slot_at, published) == ("limited", None, [])
+    assert limits.admit([record]) == []
+
+
+@pytest.mark.django_db
+def test_a_run_that_came_past_the_limits_counts_too(declare):
+    declare(concurrency_limit=1)
+    park(2)
+    assert objects.claim("t0", 1, "worker@host", 42) == 1, "by the message of a relay that does not know the task"
+    assert objects.get(task_id="t0").parked_at is None
+    assert limits.admit_parked() == 0
+    finish("t0")
+    assert limits.admit_parked() == 1
+
+
 # How often
 
 
@@ -378,6 +403,24 @@ def test_a_limit_that_remembers_nothing_is_deleted_and_made_again(declare):
     assert limits.prune_limits() == 1
     park(prefix="later")
     assert limits.admit_parked() == 1
+
+
+# Pages
+
+
+@pytest.mark.django_db
+def test_the_pages_say_what_it_waits_for(declare, admin_client):
+    declare(concurrency_limit=1)
+    park(2, key="customer <7>")
+    page = reverse("tasks:detail", args=["t0"])
+    assert "waits for a slot of <code>customer &lt;7&gt;</code>" in admin_client.get(page).text
+    assert (
+        "waits for a slot of customer &lt;7&gt;" in admin_client.get(reverse("tasks:list"), {"phase": "limited"}).text
+    )
+    limits.admit_parked()
+    text = admin_client.get(page).text
+    assert "waits for a slot" not in text
+    assert "given a slot" in text
 
 
 # Relays
@@ -487,6 +530,9 @@ def test_a_turn_does_not_cost_more_where_ten_thousand_wait(declare, options, giv
     park(10_000)
     with connection.cursor() as cursor:
         cursor.execute("ANALYZE tasks_app_taskrecord")
+        none = [[], [], []]
+        cursor.execute(f"EXPLAIN {limits._HEADS_WITH_ROOM}", [*none, limits.HORIZON, limits.HORIZON, limits.KEYS])
+        assert str(cursor.fetchall()).count("task_parked") == 2, "one step down the index for a key, however many wait"
     lengths = []
     for expected in (given, 0, 0, 0):
         start = time.perf_counter()

@@ -32,7 +32,7 @@ def connection(redis):
 
 def publish(connection: Connection, body, **options) -> None:
     with connection.Producer() as producer:
-        producer.publish(body, routing_key=QUEUE, **options)
+        producer.publish(body, routing_key=QUEUE, serializer="json", **options)
 
 
 def taken(connection: Connection, on_message=None) -> list:
@@ -40,10 +40,10 @@ def taken(connection: Connection, on_message=None) -> list:
     bodies: list = []
 
     def take(body, message):
-        message.ack()
         bodies.append(body)
         if on_message:
             on_message(body)
+        message.ack()
 
     with Consumer(connection, [Queue(QUEUE)], callbacks=[take], accept=["json"], auto_declare=False):
         try:

@@ -11,7 +11,7 @@ from django.utils import timezone
 from tasks_app.client import CeleryClient
 from tasks_app.exceptions import DuplicateTask, InvalidSubmission, NotUnique
 from tasks_app.models import TaskRecord
-from tasks_app.uniqueness import problem_of
+from tasks_app.uniqueness import problems
 from tests.sample.tasks import echo, once_a_minute, once_while_unfinished, once_while_waiting
 
 pytestmark = pytest.mark.django_db
@@ -115,12 +115,12 @@ def test_a_step_of_a_workflow_that_is_not_unique_is_recorded_as_revoked():
 @pytest.mark.parametrize(("unique", "says"), [("always", "'always'"), (0, "0"), (True, "True"), (-1, "-1")])
 def test_a_declaration_that_means_nothing_is_named(unique, says, monkeypatch):
     monkeypatch.setattr(app.tasks[once_while_waiting.name], "unique", unique)
-    assert says in (problem_of(once_while_waiting) or "")
+    assert says in problems(once_while_waiting)[0]
 
 
 def test_an_argument_that_is_not_there_is_named(monkeypatch):
     monkeypatch.setattr(app.tasks[once_while_waiting.name], "unique_by", ["customer"])
-    assert "customer" in (problem_of(once_while_waiting) or "")
+    assert "customer" in problems(once_while_waiting)[0]
 
 
 @pytest.mark.django_db(transaction=True)

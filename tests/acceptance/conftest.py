@@ -6,7 +6,6 @@ from django.db import connection
 from tests.acceptance.processes import Manage
 from tests.sample.tasks import LEDGER
 
-
 #: Settings by which what comes after seconds or minutes comes sooner.
 BRISK = {"TASK_LEASE": "3", "TASK_CENSUS_GRACE": "2", "TASK_UNREGISTERED_GRACE": "1", "WORKER_SHUTDOWN_GRACE": "2"}
 

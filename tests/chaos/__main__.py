@@ -1,4 +1,4 @@
-"""Chaos: `python -m tests.chaos --seed 7`, `--seeds 1-12`, `--guards`. See tests/chaos/run.py."""
+"""Chaos: `python -m tests.chaos --seed 7`, `--seeds 1-12`, `--guards`. See run.py and sabotage.py."""
 
 import argparse
 import json
@@ -6,22 +6,25 @@ import signal
 import subprocess
 import sys
 import tempfile
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
-from tests.chaos.run import FAULTS_PER_MINUTE, RATE, Report, run
+from tests.chaos.run import FAULTS_PER_MINUTE, RATE, SETTLE, Report, Scenario, run
+from tests.chaos.sabotage import GUARDS
+
+#: What `script/chaos` runs by itself.
+SEEDS = "1-14"
 
 
 def main() -> int:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     options = _options()
     if options.guards is not None:
-        return guards(options)
-    if options.seeds:
-        return lane(options)
-    report = run(
-        options.seed, options.seconds, options.faults_per_minute, options.without, rate=options.rate, keep=options.keep
-    )
+        return guards(options.guards or list(GUARDS))
+    if options.seed is None:
+        first, last = map(int, options.seeds.split("-"))
+        return lane([_scenario(options, seed) for seed in range(first, last + 1)])
+    report = run(_scenario(options, options.seed), keep=options.keep)
     print(report, flush=True)
     if options.json:
         Path(options.json).write_text(json.dumps(asdict(report)))
@@ -29,27 +32,36 @@ def main() -> int:
 
 
 def _options() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="script/chaos", description="Random faults, and an oracle.")
+    parser = argparse.ArgumentParser(prog="script/chaos", description="Random faults, and what must hold after them.")
     which = parser.add_mutually_exclusive_group()
-    which.add_argument("--seed", type=int, default=1, help="of the load and of the faults (default: %(default)s)")
-    which.add_argument("--seeds", metavar="A-B", help="one after the other, each in a cluster of its own")
-    which.add_argument("--guards", nargs="*", metavar="GUARD", help="each guard off, or these: each run has to fail")
-    parser.add_argument("--seconds", type=float, default=60, help="of load and faults (default: %(default)s)")
-    parser.add_argument("--faults-per-minute", type=float, default=FAULTS_PER_MINUTE, help="(default: %(default)s)")
-    parser.add_argument("--rate", type=float, default=RATE, help="submissions a second (default: %(default)s)")
-    parser.add_argument("--without", default="", metavar="GUARD", help="with this guard switched off")
+    which.add_argument("--seed", type=int, help="one run")
+    which.add_argument("--seeds", default=SEEDS, metavar="A-B", help="many, one after the other (default: %(default)s)")
+    which.add_argument("--guards", nargs="*", metavar="GUARD", help="each guard taken away, or these: each has to show")
+    parser.add_argument("--seconds", type=float, default=60, help="of load and faults (default: %(default)g)")
+    parser.add_argument("--faults-per-minute", type=float, default=FAULTS_PER_MINUTE, help="(default: %(default)g)")
+    parser.add_argument("--rate", type=float, default=RATE, help="submissions a second (default: %(default)g)")
+    parser.add_argument("--kinds", nargs="*", default=[], help="of faults; all by default")
+    parser.add_argument("--mix", nargs="*", default=[], help="kinds of load; all by default")
+    parser.add_argument("--settings", type=json.loads, default={}, help=argparse.SUPPRESS)
+    parser.add_argument("--sql", default="", help=argparse.SUPPRESS)
+    parser.add_argument("--settle", type=float, default=60, help=argparse.SUPPRESS)
+    parser.add_argument("--without", default="", choices=["", *GUARDS], help="with this guard taken away")
     parser.add_argument("--keep", action="store_true", help="keep the directory, with what each process said")
     parser.add_argument("--json", help=argparse.SUPPRESS)
     return parser.parse_args()
 
 
-def lane(options: argparse.Namespace) -> int:
-    """The seeds A to B, and a table."""
-    first, last = map(int, options.seeds.split("-"))
+def _scenario(options: argparse.Namespace, seed: int) -> Scenario:
+    return Scenario(
+        seed, options.seconds, options.faults_per_minute, options.rate, options.kinds, options.mix, options.settings,
+        options.sql, options.without, options.settle,
+    )  # fmt: skip
+
+
+def lane(scenarios: list[Scenario]) -> int:
     reports = []
-    for seed in range(first, last + 1):
-        arguments = ["--seconds", options.seconds, "--faults-per-minute", options.faults_per_minute]
-        reports.append(in_a_process("--seed", seed, "--rate", options.rate, *arguments))
+    for scenario in scenarios:
+        reports.append(in_a_process(scenario))
         print(reports[-1], flush=True)
     print(f"\n{'seed':>5} {'faults':>7} {'tasks':>6} {'starts':>7} {'lost':>5} {'violations':>11} {'seconds':>8}")
     for each in reports:
@@ -60,31 +72,54 @@ def lane(options: argparse.Namespace) -> int:
         )
     violated = [each.seed for each in reports if each.violations]
     faults, minutes = sum(len(each.faults) for each in reports), sum(each.seconds for each in reports) / 60
-    print(f"{faults} faults in {minutes:.0f} minutes; violated: {violated or 'nothing'}")
+    print(f"{faults} faults in {minutes:.0f} minutes; seeds with violations: {violated or 'none'}")
     return bool(violated)
 
 
-def in_a_process(*arguments: object) -> Report:
+def guards(names: list[str]) -> int:
+    """Each scenario without its guard, which has to show, and with it, which has to pass."""
+    failed, lines = [], []
+    for name in names:
+        scenario = GUARDS[name].scenario
+        off = in_a_process(replace(scenario, without=name))
+        on = in_a_process(replace(scenario, sql="", settle=SETTLE))
+        shown = ", ".join(name for name, _, _ in off.violations) or "NOTHING"
+        if on.violations or not off.violations:
+            failed.append(name)
+            print(on if on.violations else off, flush=True)
+        passed = "FAILS" if on.violations else "passes"
+        lines.append(f"{name:<13} {scenario.seed:>4}  {passed:<9} {shown}")
+        print(lines[-1], flush=True)
+    print(f"\n{'guard':<13} seed  with it   without it, violated:")
+    print("\n".join(lines))
+    print(f"guards whose run tells nothing: {', '.join(failed) or 'none'}")
+    return bool(failed)
+
+
+def in_a_process(scenario: Scenario) -> Report:
     """A run in a process of its own."""
     with tempfile.NamedTemporaryFile("r", suffix=".json") as answer:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "tests.chaos", *map(str, arguments), "--json", answer.name],
-            stdout=subprocess.DEVNULL,
-        )
+        command = [sys.executable, "-m", "tests.chaos", *_arguments(scenario), "--json", answer.name]
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
         try:
             process.wait()
-        except BaseException:  # Ctrl-C reaches it too; let it clear up
+        except BaseException:  # Ctrl-C: let it clear up
             process.terminate()
             process.wait()
             raise
         text = answer.read()
     if not text:
-        raise SystemExit(f"chaos {' '.join(map(str, arguments))} ended with {process.returncode}, without a report.")
+        raise SystemExit(f"{' '.join(command)} ended with {process.returncode}, without a report.")
     return Report(**json.loads(text))
 
 
-def guards(options: argparse.Namespace) -> int:
-    raise NotImplementedError
+def _arguments(scenario: Scenario) -> list[str]:
+    return [
+        f"--seed={scenario.seed}", f"--seconds={scenario.seconds}", f"--faults-per-minute={scenario.per_minute}",
+        f"--rate={scenario.rate}", f"--settings={json.dumps(scenario.settings)}", f"--sql={scenario.sql}",
+        f"--settle={scenario.settle}", f"--without={scenario.without}",
+        *(["--kinds", *scenario.kinds] if scenario.kinds else []), *(["--mix", *scenario.mix] if scenario.mix else []),
+    ]  # fmt: skip
 
 
 if __name__ == "__main__":

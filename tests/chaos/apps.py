@@ -9,6 +9,6 @@ class ChaosConfig(AppConfig):
 
     def ready(self):
         if guard := os.environ.get("SABOTAGE"):
-            from tests.chaos import sabotage
+            from tests.chaos.sabotage import GUARDS
 
-            sabotage.GUARDS[guard].remove()
+            GUARDS[guard].remove()

@@ -127,10 +127,10 @@ class Cluster:
             **self.settings,
         }
 
-    def make_tables(self) -> None:
+    def make_tables(self, sql: str = "") -> None:
         self.manage("migrate", "-v", "0")
         with self.database() as connection:
-            connection.execute(TABLES)
+            connection.execute(TABLES + sql)
 
     def manage(self, *arguments: str) -> str:
         done = subprocess.run(
@@ -147,13 +147,15 @@ class Cluster:
         program.start()
         return program
 
-    def start_all(self, seed: int, seconds: float, rate: float) -> None:
+    def start_all(self, *load: object) -> None:
+        """`load`: the first arguments of tests.chaos.load, and its kinds."""
         for name in ("worker1", "worker2"):
             self.add(name, "manage.py", "celery", "worker", "-n", f"{name}@chaos", "-c", "2", "-l", "INFO")
         for name in ("scheduler1", "scheduler2"):
             self.add(name, "manage.py", "runscheduler")
         self.wait_until_ready()
-        self.add("load", "-m", "tests.chaos.load", str(seed), str(seconds), str(rate), str(time.time() + 1))
+        seed, seconds, rate, *kinds = map(str, load)
+        self.add("load", "-m", "tests.chaos.load", seed, seconds, rate, str(time.time() + 1), *kinds)
 
     def wait_until_ready(self, timeout: float = 60) -> None:
         give_up_at = time.monotonic() + timeout

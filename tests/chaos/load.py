@@ -1,15 +1,16 @@
 """The submitter, a process of its own: a seeded mix of work through the real API, from transactions, some rolled back.
 
-    python -m tests.chaos.load SEED SECONDS RATE STARTED
+    python -m tests.chaos.load SEED SECONDS RATE STARTED [KIND …]
 
-Killed and started again, it goes on where it was. `STARTED` is the time at which the load began, in seconds.
+Killed and started again, it goes on where it was. `STARTED` is the time at which the load began, in seconds. The kinds
+are names of functions below; without any, it is all of them, as often as MIX has it.
 """
 
 import json
 import random
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from heapq import heappop, heappush
 from itertools import count
@@ -202,10 +203,11 @@ class RolledBack(Exception):
     pass
 
 
-def submit(seed: int, number: int) -> Submission:
+def submit(seed: int, number: int, kinds: Sequence[str]) -> Submission:
     """Do the submission of this number; what it does depends on the seed and the number alone."""
     rng = random.Random(f"{seed} {number}")
-    (kind,) = rng.choices(list(MIX), list(MIX.values()))
+    mix = {kind: weight for kind, weight in MIX.items() if not kinds or kind.__name__ in kinds}
+    (kind,) = rng.choices(list(mix), list(mix.values()))
     submission, doomed = Submission(number, kind.__name__, rng), rng.random() < DOOMED
     ledger.execute("INSERT INTO chaos.submits VALUES (%s, %s, %s)", [number, submission.kind, doomed])
     started = time.monotonic()
@@ -223,7 +225,7 @@ def submit(seed: int, number: int) -> Submission:
     return submission
 
 
-def run(seed: int, seconds: float, rate: float, started: float) -> None:
+def run(seed: int, seconds: float, rate: float, started: float, kinds: Sequence[str]) -> None:
     number = ledger.execute("SELECT FROM chaos.submits").rowcount
     steps: list[tuple[float, int, Callable[[], Any]]] = []
     order = count()
@@ -235,7 +237,7 @@ def run(seed: int, seconds: float, rate: float, started: float) -> None:
         at = started + (number + 1) / rate
         if at < started + seconds:
             add(at, lambda: submit_next(number + 1))
-        for delay, action in submit(seed, number).later:
+        for delay, action in submit(seed, number, kinds).later:
             add(time.time() + delay, action)
 
     add(started + number / rate, lambda: submit_next(number))
@@ -252,4 +254,5 @@ def run(seed: int, seconds: float, rate: float, started: float) -> None:
 
 
 if __name__ == "__main__":
-    run(int(sys.argv[1]), *map(float, sys.argv[2:5]))
+    seed, seconds, rate, started = map(float, sys.argv[1:5])
+    run(int(seed), seconds, rate, started, sys.argv[5:])

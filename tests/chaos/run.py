@@ -5,7 +5,7 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -46,22 +46,36 @@ class Report:
         return "\n".join(lines)
 
 
-def run(
-    seed: int, seconds: float, per_minute: float = FAULTS_PER_MINUTE, guard: str = "", *, kinds: Sequence[str] = (),
-    rate: float = RATE, settings: dict[str, str] | None = None, keep: bool = False,
-) -> Report:  # fmt: skip
-    """Run one seed in this process, which is to be a fresh one: Django is set up for this run's database."""
+@dataclass(frozen=True)
+class Scenario:
+    """`kinds` of faults and `mix` of the load: all where they are empty. `without`: the name of a guard, taken away."""
+
+    seed: int
+    seconds: float = 60
+    per_minute: float = FAULTS_PER_MINUTE
+    rate: float = RATE
+    kinds: Sequence[str] = ()
+    mix: Sequence[str] = ()
+    settings: Mapping[str, str] = field(default_factory=dict)
+    sql: str = ""
+    without: str = ""
+    settle: float = SETTLE
+
+
+def run(scenario: Scenario, keep: bool = False) -> Report:
+    """Run it in this process, which is to be a fresh one: Django is set up for this run's database."""
     began = time.monotonic()
-    environment = (settings or {}) | ({"SABOTAGE": guard} if guard else {})
-    with _directory(keep) as directory, Cluster(directory, environment) as cluster:
-        cluster.make_tables()
+    settings = dict(scenario.settings) | ({"SABOTAGE": scenario.without} if scenario.without else {})
+    with _directory(keep) as directory, Cluster(directory, settings) as cluster:
+        cluster.make_tables(scenario.sql)
         _set_up_django(cluster)
         _make_schedules()
-        cluster.start_all(seed, seconds, rate)
+        cluster.start_all(scenario.seed, scenario.seconds, scenario.rate, *scenario.mix)
         storm = Storm(cluster)
-        storm.run(plan(seed, seconds, per_minute, kinds), seconds)
-        _settle(cluster, storm)
-        report = _judge(cluster, storm, Report(seed, guard))
+        faults = plan(scenario.seed, scenario.seconds, scenario.per_minute, scenario.kinds)
+        storm.run(faults, scenario.seconds)
+        _settle(cluster, storm, scenario.settle)
+        report = _judge(cluster, storm, Report(scenario.seed, scenario.without))
     report.seconds = time.monotonic() - began
     return report
 
@@ -101,14 +115,14 @@ def _make_schedules() -> None:
         )
 
 
-def _settle(cluster: Cluster, storm: Storm) -> None:
+def _settle(cluster: Cluster, storm: Storm, seconds: float) -> None:
     """Make everything healthy, let the schedules fire a little more, and wait until nothing is unfinished."""
     from django.db import DatabaseError, connection
 
     from scheduling_app.models import Schedule
     from tasks_app.models import TaskRecord
 
-    give_up_at, quiet_since, calm_at = time.monotonic() + SETTLE, None, time.monotonic() + 5
+    give_up_at, quiet_since, calm_at = time.monotonic() + seconds, None, time.monotonic() + 5
     enabled = True
     while (now := time.monotonic()) < give_up_at:
         storm.go_on()
