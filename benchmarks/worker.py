@@ -109,9 +109,9 @@ def count_statements(lab: Lab, way: Way) -> float:
         with (lab.postgres.state / "log").open("rb") as log:
             log.seek(0, os.SEEK_END)
             finished = run_all(lab, way, process, COUNTED)
-            said = re.findall(rb"\[(\d+)\] LOG:  (?:statement|execute [^:]*): \s*(\w+)", log.read())
-    children = {pid for pid, verb in said if way.peer or verb == b"WITH"}
-    return sum(pid in children for pid, _ in said) / finished
+            said = re.findall(rb"\[(\d+)\] LOG:  (?:statement|execute [^:]*): \s*(\w+)( closed)?", log.read())
+    children = {pid for pid, _, closed in said if way.peer or closed}
+    return sum(pid in children for pid, _, _ in said) / finished
 
 
 def run_all(lab: Lab, way: Way, process, number: int) -> int:

@@ -137,7 +137,7 @@ CELERY_BROKER_TRANSPORT_OPTIONS = {
     "socket_connect_timeout": 1,
     "socket_timeout": 5,  # above the worker's blocking pop of one second
     "socket_keepalive": True,
-    "visibility_timeout": 3600,
+    "visibility_timeout": env.int("VISIBILITY_TIMEOUT", 3600),
 }
 CELERY_WORKER_CONCURRENCY = env.int("WORKER_CONCURRENCY", None)
 CELERY_WORKER_PREFETCH_MULTIPLIER = env.int("WORKER_PREFETCH_MULTIPLIER", 4)

@@ -16,6 +16,7 @@ from celery.exceptions import NotRegistered, TaskRevokedError
 from celery.utils.saferepr import saferepr
 from django.conf import settings
 from django.db import DatabaseError, transaction
+from django.db.models import Q
 from django_celery_results.models import TaskResult
 from kombu.exceptions import EncodeError
 
@@ -194,7 +195,8 @@ class RecordBackend(ChordBackend):
 
     def follow_revoked(self, task_ids: Iterable[str]) -> None:
         """Let what waits for tasks that were revoked, or expired, while they waited end too."""
-        for record in TaskRecord.objects.filter(task_id__in=task_ids):
+        in_workflow = Q(group_id__isnull=False) | Q(options__contains='"chain"')
+        for record in TaskRecord.objects.filter(in_workflow, task_id__in=task_ids):
             if record.options.get("chord") or record.options.get("chain"):
                 self._root = record.root_id
                 self._follow(request_of(record), record.state, TaskRevokedError(record.exc_message))

@@ -70,7 +70,9 @@ class Leases(threading.Thread):
         return min(LEASE / 3, max(self._hand_back_at - time.monotonic(), 0))
 
     def _renew(self) -> None:
-        held = {(request.id, _gen(request)): request for request in list(state.reserved_requests) if _in_time(request)}
+        # What runs is no longer reserved once the broker's connection was lost: Celery forgets what it had fetched.
+        known = {*state.reserved_requests, *state.active_requests}
+        held = {(request.id, _gen(request)): request for request in known if _in_time(request)}
         if not held:
             return
         mine = TaskRecord.objects.renew(held)

@@ -93,10 +93,9 @@ def republish_after_restart() -> int:
     """Publish again what a broker that restarted empty has forgotten. Twice: some were being marked as published."""
     if broker.has_epoch():
         return 0
-    published = TaskRecord.objects.unclaimed(grace=0)
-    count = TaskRecord.objects.mark_handed_back(published.values_list("task_id", "gen"))
+    count = TaskRecord.objects.mark_all_forgotten()
     time.sleep(PUBLISH_GRACE / 4)
-    count += TaskRecord.objects.mark_handed_back(published.values_list("task_id", "gen"))
+    count += TaskRecord.objects.mark_all_forgotten()
     broker.set_epoch()
     if count:
         logger.warning("The broker had restarted empty: %d messages are published again.", count)

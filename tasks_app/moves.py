@@ -167,6 +167,11 @@ class TaskQuerySet(models.QuerySet["TaskRecord"]):
         """Let what a worker holds without having started it go to another, at once."""
         return execute(_REPUBLISH, _arrays(messages)).rowcount
 
+    def mark_all_forgotten(self) -> int:
+        """Let all that was published and not claimed be published again."""
+        published = self.waiting().filter(publish_at=None, published_at__isnull=False)
+        return published.update(gen=models.F("gen") + 1, publish_at=Now(), published_at=None, lease_until=None)
+
     def mark_replaced(self, task_id: str, gen: int) -> bool:
         """End a run whose task goes on as another, or as the last step of a workflow, under its id (Task.replace)."""
         run = self.filter(task_id=task_id, gen=gen, state=states.STARTED)

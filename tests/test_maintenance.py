@@ -10,7 +10,8 @@ from django.utils import timezone
 from kombu.exceptions import OperationalError
 
 from tasks_app import maintenance, states
-from tasks_app.models import TaskRecord
+from tasks_app.broker import Held
+from tasks_app.models import Duty, TaskRecord
 
 objects = TaskRecord.objects
 
@@ -103,3 +104,121 @@ def test_rows_that_another_relay_holds_are_left_to_it(published):
     finally:
         done.set()
         thread.join()
+
+
+# Rescue
+
+
+@pytest.fixture
+def broker_holds(monkeypatch):
+    """What the broker says that it holds: a set of (task_id, gen) to be filled by the test."""
+    messages: set[tuple[str, int]] = set()
+    monkeypatch.setattr(maintenance.broker, "held", lambda queues: Held(messages, {}))
+    return messages
+
+
+def publish(*task_ids, ago: float = 120) -> None:
+    for task_id in task_ids:
+        insert(task_id)
+    objects.mark_published([(task_id, 1) for task_id in task_ids])
+    objects.filter(task_id__in=task_ids).update(published_at=timezone.now() - timedelta(seconds=ago))
+
+
+@pytest.mark.django_db
+def test_a_message_is_published_again_when_it_was_missed_twice(broker_holds):
+    publish("lost", "queued")
+    publish("fresh", ago=1)
+    broker_holds.add(("queued", 1))
+    census = maintenance.Census()
+    assert census.look() == 0, "it may just be on its way to a worker"
+    assert census.look() == 1
+    assert dict(objects.values_list("task_id", "gen")) == {"lost": 2, "queued": 1, "fresh": 1}
+
+
+@pytest.mark.django_db
+def test_a_message_that_turns_up_again_is_not_missed(broker_holds):
+    publish("t")
+    census = maintenance.Census()
+    census.look()
+    broker_holds.add(("t", 1))
+    census.look()
+    broker_holds.clear()
+    assert census.look() == 0
+
+
+@pytest.mark.django_db
+def test_a_message_of_an_exchange_of_its_own_is_not_looked_for(broker_holds):
+    publish("t")
+    objects.update(options='{"exchange": "mine"}')
+    census = maintenance.Census()
+    assert (census.look(), census.look()) == (0, 0)
+
+
+@pytest.mark.django_db
+def test_a_broker_without_its_epoch_is_given_all_again(monkeypatch):
+    publish("a", "b", ago=1)
+    insert("unpublished", due_in=60)
+    objects.renew([("b", 1)])
+    epochs = []
+    monkeypatch.setattr(maintenance.broker, "has_epoch", lambda: bool(epochs))
+    monkeypatch.setattr(maintenance.broker, "set_epoch", lambda: epochs.append(1))
+    assert maintenance.republish_after_restart() == 2
+    assert dict(objects.values_list("task_id", "gen")) == {"a": 2, "b": 2, "unpublished": 1}
+    assert maintenance.republish_after_restart() == 0
+
+
+@pytest.mark.django_db
+def test_one_process_keeps_a_duty_until_it_is_silent(monkeypatch):
+    pid = [1]
+    monkeypatch.setattr(maintenance.os, "getpid", lambda: pid[0])
+    assert maintenance.take_duty("census", 10)
+    assert maintenance.take_duty("census", 10)
+    pid[0] = 2
+    assert not maintenance.take_duty("census", 10)
+    Duty.objects.update(done_at=timezone.now() - timedelta(seconds=31))
+    assert maintenance.take_duty("census", 10)
+    pid[0] = 1
+    assert not maintenance.take_duty("census", 10)
+
+
+@pytest.fixture
+def rescues(monkeypatch):
+    """The seconds at which a rescuer looked for lost runs."""
+    done: list[float] = []
+    monkeypatch.setattr(maintenance.broker, "is_readable", lambda: False)
+
+    def work(rescuer, *seconds):
+        for now in seconds:
+            monkeypatch.setattr(maintenance, "rescue_lost", lambda at=now: done.append(at))
+            rescuer.work(now)
+        return done
+
+    return work
+
+
+def test_a_rescuer_that_was_blind_waits_for_a_whole_lease(rescues):
+    rescuer = maintenance.Rescuer()
+    assert rescues(rescuer, 100, 110, 120, 129) == [], "it has only just begun to look"
+    assert rescues(rescuer, 131, 135, 137) == [135], "each sixth of a lease"
+    assert rescues(rescuer, 197, 210, 220) == [135], "for a minute there was no database: nobody could renew"
+    assert rescues(rescuer, 228) == [135, 228]
+
+
+@pytest.mark.django_db
+def test_each_lost_run_ends_as_its_task_says(published):
+    for task_id, max_lost in (("again", 3), ("once", 1), ("stopped", 3), ("alive", 3)):
+        insert(task_id)
+        objects.claim(task_id, 1, "worker@gone", 42, max_lost)
+    objects.exclude(task_id="alive").update(lease_until=timezone.now() - timedelta(seconds=1))
+    objects.filter(task_id="stopped").stop("not needed")
+    assert maintenance.rescue_lost() == 3
+    assert dict(objects.values_list("task_id", "state")) == {
+        "again": "RETRY",
+        "once": "FAILURE",
+        "stopped": "REVOKED",
+        "alive": "STARTED",
+    }
+    once = objects.get(task_id="once")
+    assert (once.exc_type, once.lost_count) == ("WorkerLostError", 1)
+    assert "worker@gone" in once.exc_message
+    assert app.AsyncResult("once").state == "FAILURE"

@@ -1,0 +1,45 @@
+"""What a submitter remembers of a broker that is away."""
+
+import threading
+
+import pytest
+from celery import current_app as app
+from kombu.exceptions import OperationalError
+
+from tasks_app.models import TaskRecord
+from tasks_app.publishing import Breaker
+from tests.acceptance.processes import eventually
+from tests.sample.tasks import echo
+
+
+@pytest.mark.django_db
+def test_after_one_submit_has_met_an_outage_the_others_do_not_try(commits, monkeypatch):
+    tried = []
+
+    def publish(records):
+        tried.append(records[0].task_id)
+        raise OperationalError("away")
+
+    monkeypatch.setattr(app, "publish", publish)
+    monkeypatch.setattr(app.publisher.breaker, "ask", threading.Event().wait)  # no answer, as long as the test runs
+    for number in range(3):
+        with commits():
+            echo.delay(number)
+    assert len(tried) == 1
+    assert TaskRecord.objects.filter(published_at=None, publish_at__isnull=False).count() == 3, "the relay's to publish"
+
+
+def test_a_breaker_closes_when_the_broker_answers(monkeypatch):
+    monkeypatch.setattr(Breaker, "PAUSES", (0.001, 0.002))
+    answers = iter([OperationalError("no"), OperationalError("no"), None])
+
+    def ask():
+        if error := next(answers):
+            raise error
+
+    breaker = Breaker(ask)
+    breaker.trip()
+    assert breaker.is_open
+    breaker.trip()
+    eventually(lambda: not breaker.is_open)
+    assert next(answers, "asked no more") == "asked no more"
