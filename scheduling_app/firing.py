@@ -182,8 +182,17 @@ def _submit(runs: Sequence[ScheduleRun]) -> None:
                 run.detail = str(error)[:500]
     inserted = ScheduleRun.objects.insert(runs)
     new = [record for key, record in records.items() if key in inserted]
-    if new:
-        current_app.submit(new)
+    for record in current_app.submit_new(new) if new else []:
+        _skip_not_unique(next(run for run in runs if run.record_id == record.task_id), record)
+
+
+def _skip_not_unique(run: ScheduleRun, record: TaskRecord) -> None:
+    holder = TaskRecord.objects.holder_of(record)
+    other = f"task {holder.task_id} is ({holder.state})" if holder else "another was, until just now"
+    changes = {"outcome": Outcome.SKIPPED, "reason": Reason.OVERLAP, "detail": f"To be there once, and {other}."}
+    key = {"schedule": run.schedule, "scheduled_for": run.scheduled_for}
+    ScheduleRun.objects.filter(**key).update(**changes, record=None)
+    run.outcome, run.reason, run.detail, run.record_id = *changes.values(), None
 
 
 def _record(run: ScheduleRun) -> TaskRecord:

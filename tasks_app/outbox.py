@@ -184,7 +184,7 @@ class RecordingCelery(Celery):
         """The record of such a call, checked, with all that depends on the moment and the caller; not saved."""
         from tasks_app.models import TaskRecord
 
-        task = task_type or self._tasks.get(name)
+        task = task_type or self.tasks.get(name)  # which has the shared tasks registered first
         options = (_given(task._get_exec_options()) if task else {}) | options
         args, kwargs = _checked_arguments(name, args, kwargs)
         task_id = _checked_text("task_id", task_id) or uuid()

@@ -211,6 +211,20 @@ def test_a_run_is_skipped_while_as_many_as_allowed_are_unfinished():
     assert runs(schedule)[-1] == ("fired", "due")
 
 
+def test_a_task_that_is_to_be_there_once_is_skipped_while_it_is(published, commits):
+    task = {"task": "sample.once_while_unfinished", "args": ["key"]}
+    with commits():
+        first = app.send_task(task["task"], task["args"])
+        schedule, other = due(timedelta(0), **task), due(timedelta(0), name="other")
+        firing.fire_due()
+        by_hand = firing.run_now(schedule)
+    assert runs(schedule) == [("skipped", "overlap")] * 2
+    assert first.id in schedule.runs.first().detail
+    assert (by_hand.outcome, by_hand.record_id) == ("skipped", None)
+    assert runs(other) == [("fired", "due")]
+    assert len(published) == 2
+
+
 def test_arguments_that_make_no_task_are_an_outcome_too():
     schedule = due(timedelta(seconds=1), args={"not": "a list"})
     other = due(timedelta(seconds=1), name="other")

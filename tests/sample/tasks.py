@@ -274,3 +274,6 @@ def one_at_once(self, tag: str, failures: int = 0):
     count(f"{tag} {self.request.id} {self.request.retries}")
     if self.request.retries < failures:
         raise self.retry(countdown=0.5)
+
+
+from tests.sample import behaving  # noqa: E402, F401
