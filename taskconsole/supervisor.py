@@ -23,7 +23,7 @@ from taskconsole.embedded import EmbeddedError, Server, dies_with_parent
 FIRST_PAUSE, LONGEST_PAUSE = 0.5, 10.0  # seconds before a dead child starts again
 SETTLED = 30  # seconds of life that forgive earlier deaths
 QUICK, QUICK_DEATHS = 10, 5  # so many lives in a row, each shorter than so many seconds, and we give up
-GRACE = 15  # seconds from SIGTERM to SIGKILL
+GRACE = 30  # seconds from SIGTERM to SIGKILL; above WORKER_SHUTDOWN_GRACE
 TICK = 0.1  # seconds
 
 

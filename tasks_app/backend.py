@@ -15,7 +15,7 @@ from celery import states as celery_states
 from celery.exceptions import NotRegistered, TaskRevokedError
 from celery.utils.saferepr import saferepr
 from django.conf import settings
-from django.db import DatabaseError, transaction
+from django.db import InterfaceError, OperationalError, transaction
 from django.db.models import Q
 from django_celery_results.models import TaskResult
 from kombu.exceptions import EncodeError
@@ -113,14 +113,21 @@ class RecordBackend(ChordBackend):
 
         self._conclude(task_id, request, outcome, alone=not follows)
 
-    def mark_as_failure(self, task_id, exc, traceback=None, request=None, store_result=True, call_errbacks=True, **kw):
+    def mark_as_failure(
+        self, task_id, exc, traceback=None, request=None, store_result=True, call_errbacks=True,
+        state=celery_states.FAILURE,
+    ):  # fmt: skip
         if isinstance(exc, WorkerLostError) and hasattr(request, "id"):
             return self.mark_as_lost(task_id, gen_of(request), str(exc))
         if isinstance(exc, NotRegistered) and self._wait_for_another_worker(task_id, exc):
             return None
         follows = request and (request.chord or getattr(request, "chain", None) or request.errbacks)
-        fail = super().mark_as_failure
-        outcome = partial(fail, task_id, exc, traceback, request, store_result, call_errbacks, **kw)
+
+        def outcome():
+            if store_result:
+                self.store_result(task_id, exc, state, traceback=traceback, request=request)
+            self._follow(request, state, exc, traceback, call_errbacks)
+
         return self._conclude(task_id, request, outcome, alone=not follows)
 
     def mark_as_revoked(self, task_id, reason="", request=None, store_result=True, state=celery_states.REVOKED):
@@ -209,33 +216,35 @@ class RecordBackend(ChordBackend):
             if TaskRecord.objects.mark_unpublishable(record, reason, exc_type):
                 self._follow(request_of(record), celery_states.FAILURE, error)
 
-    def _call_task_errbacks(self, request, exc, traceback):
-        """One that is called here and now may break the transaction that it is called in, not the outcome."""
+    def _follow(self, request, state: str, exc: Exception, traceback=None, call_errbacks: bool = True) -> None:
+        """What a task that did not succeed means for those that wait for it.
+
+        Its own end does not depend on that: what cannot be done, for a broken signature say, is logged and left.
+        """
+        if request is None or not (request.chord or getattr(request, "chain", None) or request.errbacks):
+            return
         try:
             with transaction.atomic():
-                super()._call_task_errbacks(request, exc, traceback)
-        except DatabaseError as error:
-            logger.error("An errback of task %s failed: %s", request.id, str(error).strip())
-
-    def _follow(self, request, state: str, exc: Exception) -> None:
-        """What a task that did not succeed means for those that wait for it."""
-        if request is None:
-            return
-        if request.chord:
-            self.on_chord_part_return(request, state, exc)
-        self._fail_chain(getattr(request, "chain", None), exc, state=state)
-        if state == celery_states.FAILURE and request.errbacks:
-            self._call_task_errbacks(request, exc, None)
+                if request.chord:
+                    self.on_chord_part_return(request, state, exc)
+                self._fail_chain(getattr(request, "chain", None), exc, traceback, state=state)
+            with transaction.atomic():  # by itself: an errback that is called here and now may break anything
+                if call_errbacks and state == celery_states.FAILURE and request.errbacks:
+                    self._call_task_errbacks(request, exc, traceback)
+        except (OperationalError, InterfaceError):
+            raise
+        except Exception:
+            logger.exception("What follows from the end of task %s could not be done", getattr(request, "id", None))
 
     def _give_up(self, run: TaskRecord, reason: str) -> None:
         request = request_of(run)
         self._root = run.root_id
         if run.cancel_at:
-            revoked = TaskRevokedError(f"asked to stop; {reason}")
-            self.store_result(run.task_id, revoked, celery_states.REVOKED, request=request)
-            self._follow(request, celery_states.REVOKED, revoked)
+            exc, state = TaskRevokedError(f"asked to stop; {reason}"), celery_states.REVOKED
         else:
-            super().mark_as_failure(run.task_id, WorkerLostError(reason), request=request)
+            exc, state = WorkerLostError(reason), celery_states.FAILURE
+        self.store_result(run.task_id, exc, state, request=request)
+        self._follow(request, state, exc)
 
     def _wait_for_another_worker(self, task_id: str, exc: NotRegistered) -> bool:
         moved = TaskRecord.objects.mark_unregistered(task_id, f"not registered in a worker: {exc}", UNREGISTERED_GRACE)

@@ -9,6 +9,7 @@ from typing import Any
 from celery import Celery, canvas, current_app
 from celery.result import AsyncResult, GroupResult
 from django.db import transaction
+from django.db.models import Q
 
 from tasks_app import states, workers
 from tasks_app.exceptions import TaskNotFound, UnknownTask
@@ -122,8 +123,9 @@ class CeleryClient:
 
         What runs is asked to stop, by a signal with `terminate`. Raises TaskNotFound.
         """
-        record = TaskRecord.objects.filter(task_id=task_id).first()
-        root_id = record.root_id if record else self._workflow_of(task_id)
+        either = Q(task_id=task_id) | Q(group_id=task_id)
+        record = TaskRecord.objects.filter(either).first() or self._step_before(task_id)
+        root_id = record.root_id
         return len(self.app.control.revoke_workflow(root_id, terminate=terminate))
 
     def rerun(self, task_id: str) -> AsyncResult:
@@ -142,12 +144,12 @@ class CeleryClient:
 
     register_worker_hooks = staticmethod(workers.register_worker_hooks)
 
-    def _workflow_of(self, task_id: str) -> str:
-        """The workflow in which a task is still to come."""
-        waiting_for = TaskRecord.objects.unfinished().filter(options__contains=task_id).first()
-        if waiting_for is None:
+    def _step_before(self, task_id: str) -> TaskRecord:
+        """A task of the workflow in which another is still to come."""
+        record = TaskRecord.objects.unfinished().filter(options__contains=task_id).first()
+        if record is None:
             raise TaskNotFound(f"No task was recorded under the id {task_id!r:.300}.")
-        return waiting_for.root_id
+        return record
 
     def _task(self, name: str):
         try:

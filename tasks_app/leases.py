@@ -38,7 +38,6 @@ class Leases(threading.Thread):
         self._woken = threading.Event()
         self._hand_back_at: float | None = None
         self._ended = False
-        self._doubted: set[tuple[str, int]] = set()
 
     def run(self) -> None:
         while not self._ended:
@@ -76,18 +75,14 @@ class Leases(threading.Thread):
         if not held:
             return
         mine = TaskRecord.objects.renew(held)
-        doubted, self._doubted = self._doubted, set()
-        for message, request in held.items():
-            if request not in state.active_requests:
-                continue
+        gone = [message for message, request in held.items() if request.id not in mine]  # most have ended just now
+        taken_away = TaskRecord.objects.taken_away(gone) if gone else set()
+        for request in held.values():
             runs, stop_signal = mine.get(request.id, (False, ""))
             if runs and stop_signal:
                 self._on_loop(self._terminate, request, stop_signal)
-            elif request.id not in mine:  # it ended just now, or went elsewhere
-                if message in doubted:
-                    logger.warning("Task %s went elsewhere while this worker was out of reach: killed.", request.id)
-                    self._on_loop(self._kill, request)
-                self._doubted.add(message)
+            elif request.id in taken_away:
+                self._on_loop(self._kill, request)
 
     def _on_loop(self, action, *args) -> None:
         """Have the worker's own thread do it, as Celery's remote control would: its connections are not ours."""
@@ -101,6 +96,7 @@ class Leases(threading.Thread):
 
     def _kill(self, request) -> None:
         if request in state.active_requests and request.worker_pid:
+            logger.warning("Task %s was revoked, or went elsewhere while this worker was cut off: killed.", request.id)
             self._pool.terminate_job(request.worker_pid, signal.SIGKILL)
 
     def _hand_back(self) -> None:

@@ -81,12 +81,14 @@ def expire_waiting() -> int:
 
 def rescue_lost(limit: int = 100) -> int:
     """End runs whose lease ran out: nobody renews it, so their worker is gone, or knows of them no longer."""
-    with brief_transaction():
-        lost = list(TaskRecord.objects.lost(limit))
-        for run in lost:
-            reason = f"its lease ran out: worker {run.worker} was lost, or cut off, during the run"
-            current_app.backend.mark_as_lost(run.task_id, run.gen, reason)
-    return len(lost)
+    ids = list(TaskRecord.objects.lost().values_list("pk", flat=True)[:limit])
+    for pk in ids:
+        with brief_transaction():
+            run = TaskRecord.objects.lost().select_for_update(skip_locked=True).filter(pk=pk).first()
+            if run is not None:
+                reason = f"its lease ran out: worker {run.worker} was lost, or cut off, during the run"
+                current_app.backend.mark_as_lost(run.task_id, run.gen, reason)
+    return len(ids)
 
 
 def republish_after_restart() -> int:

@@ -62,10 +62,19 @@ class TaskQuerySet(models.QuerySet["TaskRecord"]):
         due = self.filter(publish_at__lte=Now()).order_by("publish_at")
         return due.select_for_update(skip_locked=True)[:limit]
 
-    def lost(self, limit: int):
-        """Runs whose lease has run out, locked likewise."""
-        lost = self.filter(state=states.STARTED, lease_until__lt=Now()).order_by("lease_until")
-        return lost.select_for_update(skip_locked=True)[:limit]
+    def lost(self):
+        """Runs whose lease has run out."""
+        return self.filter(state=states.STARTED, lease_until__lt=Now()).order_by("lease_until")
+
+    def taken_away(self, messages: Iterable[tuple[str, int]]) -> set[str]:
+        """Of the runs of these messages, those that somebody else has ended: rescued, or revoked."""
+        gens = dict(messages)
+        rows = self.filter(task_id__in=gens).values_list("task_id", "gen", "state", "exc_type")
+        return {
+            task_id
+            for task_id, gen, state, exc_type in rows
+            if gen > gens[task_id] or state == states.REVOKED or exc_type == "WorkerLostError"
+        }
 
     def unclaimed(self, grace: float):
         """What was published longer than `grace` seconds ago, and that no worker has claimed, or says that it holds."""

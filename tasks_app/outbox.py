@@ -19,7 +19,7 @@ from functools import cached_property, partial, wraps
 from typing import TYPE_CHECKING, Any
 from uuid import NAMESPACE_OID, uuid5
 
-from celery import Celery, canvas
+from celery import Celery, canvas, current_app
 from celery.app.control import Control
 from django.conf import settings
 from django.db import connection, transaction
@@ -403,11 +403,17 @@ def _moment(what: str, value: Any) -> datetime | None:
 
 
 def _whole(canvas_class: type) -> None:
-    """Let a workflow be recorded as a whole, or not at all, also where its caller has no transaction open."""
+    """Let a workflow be recorded as a whole, or not at all, also where its caller has no transaction open.
+
+    The tasks of a group or a chord that no task sends have its id as their root, so that they can be told to belong
+    together; Celery would give each its own.
+    """
     apply_async = canvas_class.apply_async  # type: ignore[attr-defined]
 
     @wraps(apply_async)
     def in_one_transaction(self, *args, **kwargs):
+        if canvas_class is not canvas._chain and current_app.current_worker_task is None:
+            kwargs.setdefault("root_id", uuid())
         if connection.in_atomic_block or _ending.get() is not None:
             return apply_async(self, *args, **kwargs)
         with transaction.atomic():

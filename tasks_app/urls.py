@@ -35,6 +35,7 @@ urlpatterns = [
     path("tasks/", views.task_list, name="list"),
     path("tasks/-/revoke/<task_id:task_id>", views.revoke, name="revoke"),
     path("tasks/-/terminate/<task_id:task_id>", views.terminate, name="terminate"),
+    path("tasks/-/revoke-workflow/<task_id:task_id>", views.revoke_workflow, name="revoke_workflow"),
     path("tasks/-/rerun/<task_id:task_id>", views.rerun, name="rerun"),
     path("tasks/-/<task_part:what>/<task_id:task_id>", views.task_value, name="value"),
     path("tasks/<task_id:task_id>", views.task_detail, name="detail"),

@@ -10,6 +10,7 @@ from django.db import transaction
 from django.db.models.functions import Left
 from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
 from django.shortcuts import get_object_or_404, redirect, render
+from django.template.defaultfilters import pluralize
 from django.views.decorators.http import conditional_page, require_POST, require_safe
 from django_celery_results.models import TaskResult
 from kombu.exceptions import OperationalError
@@ -19,20 +20,22 @@ from tasks_app import states
 from tasks_app.client import CeleryClient
 from tasks_app.forms import TaskFilter
 from tasks_app.health import check_celery_health
-from tasks_app.models import PHASES, TaskRecord
+from tasks_app.models import PHASES, TaskAttempt, TaskRecord
 from tasks_app.pages import is_live, log, page_or_part, staff_with
 from tasks_app.tracebacks import frames
 
 VIEW, CHANGE = "tasks_app.view_taskrecord", "tasks_app.change_taskrecord"
 #: Rows of a page, and characters of a value shown at first, on the task's page and in a list.
 ROWS, SHOWN, SHOWN_IN_LIST = 50, 10_000, 300
+#: Runs before the last one, and other tasks of its workflow, that a task's page lists.
+ATTEMPTS, FAMILY = 20, 50
 #: The answer at which htmx asks no more.
 STOP_POLLING = 286
 #: Seconds that a page's part waits for the broker and the workers.
 PATIENCE = 1.0
 _LISTED = (
     "task_id", "name", "state", "queue", "attempt", "retries", "eta", "publish_at", "parked_at", "limit_key",
-    "created_at", "started_at", "finished_at", "result_preview", "exc_type",
+    "created_at", "started_at", "finished_at", "cancel_at", "result_preview", "exc_type",
 )  # fmt: skip
 
 
@@ -87,6 +90,8 @@ def task_detail(request: HttpRequest, task_id: str) -> HttpResponse:
     record = get_object_or_404(TaskRecord.objects.select_related("replay_of"), task_id=task_id)
     result = TaskResult.objects.filter(task_id=task_id).first()
     traceback = result.traceback if result else None
+    family = list(_family(record)[: FAMILY + 1])
+    has_open_family = bool(family) and TaskRecord.objects.in_workflow(record.root_id).unfinished().exists()
     context = {
         "title": record.name,
         "record": record,
@@ -95,14 +100,16 @@ def task_detail(request: HttpRequest, task_id: str) -> HttpResponse:
         "result": _shown(_pretty(result.result)) if result and record.state == states.SUCCESS else None,
         "traceback": _shown(traceback) if traceback else None,
         "frames": frames(_ends(traceback)) if traceback else [],
-        "attempts": record.attempts.defer("traceback").annotate(traceback_start=Left("traceback", SHOWN)),
-        "family": _family(record),
+        "attempts": _attempts(record),
+        "family": family[:FAMILY],
+        "has_more_family": len(family) > FAMILY,
+        "has_open_family": has_open_family,
         "earlier": TaskRecord.objects.filter(name=record.name, pk__lt=record.pk).only(*_LISTED)[:8],
         "run": getattr(record, "schedule_run", None),
         "can_change": request.user.has_perm(CHANGE),
     }
     response = page_or_part(request, "tasks_app/task_detail.html", "tasks_app/_task_live.html", context)
-    if is_live(request) and not record.is_unfinished:
+    if is_live(request) and not (record.is_unfinished or has_open_family):
         response.status_code = STOP_POLLING
     return response
 
@@ -125,15 +132,27 @@ def task_value(request: HttpRequest, task_id: str, what: str) -> HttpResponse:
 @require_POST
 @staff_with(CHANGE)
 def revoke(request: HttpRequest, task_id: str) -> HttpResponse:
-    return _act(request, task_id, lambda client: _said_of_revoke(client.revoke(task_id)))
+    def act(client: CeleryClient, before: TaskRecord) -> str:
+        return _said_of_revoke(before, client.revoke(task_id), "its body can see it and end; it is not retried.")
+
+    return _act(request, task_id, act)
 
 
 @require_POST
 @staff_with(CHANGE)
 def terminate(request: HttpRequest, task_id: str) -> HttpResponse:
-    def act(client: CeleryClient) -> str:
-        state = client.revoke(task_id, terminate=True)
-        return "Its worker is asked to kill it." if state == states.STARTED else _said_of_revoke(state)
+    def act(client: CeleryClient, before: TaskRecord) -> str:
+        return _said_of_revoke(before, client.revoke(task_id, terminate=True), "its worker kills its process.")
+
+    return _act(request, task_id, act)
+
+
+@require_POST
+@staff_with(CHANGE)
+def revoke_workflow(request: HttpRequest, task_id: str) -> HttpResponse:
+    def act(client: CeleryClient, before: TaskRecord) -> str:
+        count = client.revoke_workflow(task_id)
+        return f"{count} task{pluralize(count)} revoked or asked to stop."
 
     return _act(request, task_id, act)
 
@@ -141,31 +160,32 @@ def terminate(request: HttpRequest, task_id: str) -> HttpResponse:
 @require_POST
 @staff_with(CHANGE)
 def rerun(request: HttpRequest, task_id: str) -> HttpResponse:
-    record = get_object_or_404(TaskRecord, task_id=task_id)
+    record = _acted_on(task_id)
     with transaction.atomic():
         result = CeleryClient().rerun(task_id)
-        log(request.user, TaskRecord.objects.filter(pk=record.pk), f"Run again as {result.id}")
+        log(request.user, [record], f"Run again as {result.id}")
     messages.success(request, "1 task started: it is the one shown here.")
     return redirect("tasks:detail", result.id)
 
 
-def _act(request: HttpRequest, task_id: str, action: Callable[[CeleryClient], str]) -> HttpResponseRedirect:
-    record = get_object_or_404(TaskRecord, task_id=task_id)
-    try:
-        with transaction.atomic():
-            said = action(CeleryClient())
-            log(request.user, TaskRecord.objects.filter(pk=record.pk), said)
-        messages.success(request, said)
-    except (OperationalError, CeleryOperationalError) as error:
-        messages.error(request, f"Nothing done: the broker, by which a worker is asked, does not answer ({error}).")
+def _act(request: HttpRequest, task_id: str, act: Callable[[CeleryClient, TaskRecord], str]) -> HttpResponseRedirect:
+    record = _acted_on(task_id)
+    # Not in one transaction: while a broker that is away is waited for, the leases of its rows could not be renewed.
+    said = act(CeleryClient(), record)
+    log(request.user, [record], said)
+    messages.success(request, said)
     return redirect("tasks:detail", task_id)
 
 
-def _said_of_revoke(state: str | None) -> str:
-    if state == states.REVOKED:
+def _acted_on(task_id: str) -> TaskRecord:
+    return get_object_or_404(TaskRecord.objects.only("task_id", "name", "state"), task_id=task_id)
+
+
+def _said_of_revoke(before: TaskRecord, state: str | None, asked: str) -> str:
+    if before.is_waiting and state == states.REVOKED:
         return "1 task revoked: it will not start."
-    if state == states.STARTED:
-        return "0 tasks revoked: it is running already. Terminate it, or let it finish."
+    if before.is_unfinished and state in (states.STARTED, states.REVOKED):
+        return f"1 task asked to stop: {asked}"
     return f"0 tasks revoked: it had finished already ({state})."
 
 
@@ -184,7 +204,14 @@ def _found(asked: dict):
 def _family(record: TaskRecord):
     """The other tasks of its workflow, and what it started."""
     others = TaskRecord.objects.in_workflow(record.root_id).exclude(pk=record.pk)
-    return others.only(*_LISTED, "parent_id", "group_id")[:50]
+    return others.only(*_LISTED, "parent_id", "group_id")
+
+
+def _attempts(record: TaskRecord) -> list[TaskAttempt]:
+    """The runs before the last one, without what is long of them: the newest, in their order."""
+    starts = {f"{name}_start": Left(name, SHOWN) for name in ("exc_message", "traceback")}
+    newest = record.attempts.defer("exc_message", "traceback").annotate(**starts).order_by("-attempt")
+    return list(newest[:ATTEMPTS])[::-1]
 
 
 def _pretty(encoded: str | None) -> str:

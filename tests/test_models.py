@@ -128,7 +128,7 @@ def test_a_lease_is_renewed_for_what_is_still_held_only():
         "runs": (True, "SIGTERM"),
         "waits": (False, ""),
     }
-    assert [run.task_id for run in objects.lost(10)] == ["went"]
+    assert [run.task_id for run in objects.lost()] == ["went"]
     assert objects.get(task_id="runs").lease_until > timezone.now()
 
 
@@ -212,7 +212,7 @@ def test_each_index_is_used_by_the_query_that_it_is_for(queryset, index):
 
 @pytest.mark.parametrize(
     ("queryset", "index"),
-    [(lambda: objects.lost(10), "task_lease"), (lambda: objects.unclaimed(60)[:10], "task_published")],
+    [(lambda: objects.lost()[:10], "task_lease"), (lambda: objects.unclaimed(60)[:10], "task_published")],
 )
 def test_the_rescue_reads_no_more_than_what_is_lost(queryset, index):
     with connection.cursor() as cursor:

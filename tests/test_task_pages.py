@@ -1,6 +1,10 @@
 """The pages of the tasks: is it healthy, what happened, what about this one, and who may do what."""
 
-from datetime import datetime, timedelta
+import json
+import time
+from datetime import UTC, date, datetime, timedelta
+from decimal import Decimal
+from uuid import UUID
 
 import pytest
 from celery import current_app
@@ -18,7 +22,7 @@ from kombu.exceptions import OperationalError
 from scheduling_app.models import Schedule, ScheduleRun
 from tasks_app import states, views
 from tasks_app.client import CeleryClient
-from tasks_app.exceptions import TaskNotFound
+from tasks_app.exceptions import InvalidSubmission, TaskNotFound
 from tasks_app.health import Health
 from tasks_app.models import TaskRecord
 from tasks_app.templatetags.console import readable
@@ -26,7 +30,7 @@ from tasks_app.templatetags.console import readable
 pytestmark = pytest.mark.django_db
 
 OVERVIEW, LIST, PARTS = reverse("tasks:overview"), reverse("tasks:list"), reverse("tasks:parts")
-ACTIONS = ("revoke", "terminate", "rerun")
+ACTIONS = ("revoke", "terminate", "revoke_workflow", "rerun")
 HTMX = {"HX-Request": "true"}
 HOSTILE = [
     "<img src=x onerror=alert(1)>",
@@ -79,6 +83,27 @@ def action(name: str, task_id: str) -> str:
 
 def shown(response) -> list[str]:
     return [record.task_id for record in response.context["records"]]
+
+
+def running(**fields) -> TaskRecord:
+    fields = {"state": states.STARTED, "attempt": 1, "started_at": timezone.now() - timedelta(minutes=1)} | fields
+    return add(**fields)
+
+
+def workflow(*state: str) -> list[TaskRecord]:
+    """Tasks of one workflow, in these states."""
+    return [add(root_id="task-0", state=each, started_at=timezone.now()) for each in state]
+
+
+@pytest.fixture
+def broadcast(monkeypatch) -> list:
+    """What workers are told by the broker, instead of telling them."""
+    told: list[tuple[list[str], bool]] = []
+    monkeypatch.setattr(
+        "celery.app.control.Control.revoke",
+        lambda self, ids, *args, terminate=False, **_: told.append((ids, terminate)),
+    )
+    return told
 
 
 def said(response) -> list[str]:
@@ -154,6 +179,7 @@ def test_an_empty_list_says_what_to_do(viewer):
     [
         ("scheduled", {"eta": timezone.now() + timedelta(days=1)}),
         ("queued", {}),
+        ("limited", {"parked_at": timezone.now(), "limit_key": "mail"}),
         ("running", {"state": states.STARTED, "started_at": timezone.now()}),
         ("retrying", {"state": states.RETRY}),
         ("succeeded", {"state": states.SUCCESS}),
@@ -178,6 +204,16 @@ def test_the_list_is_filtered_by_name_whole_or_in_part(viewer):
     add(name="sample.echo"), add(name="sample.fail"), add(name="other.sample.echo")
     assert shown(viewer.get(LIST, {"q": "sample.echo"})) == ["task-0"], "a task's name is that task alone"
     assert shown(viewer.get(LIST, {"q": "AMPLE"})) == ["task-2", "task-1", "task-0"]
+
+
+def test_a_search_looks_at_names_and_says_so(viewer):
+    add(name="отчёт.北京"), add(name="sample.😀"), add(args=["北京 😀"]), add(name="sample.东京")
+    assert shown(viewer.get(LIST, {"q": "北京"})) == ["task-0"]
+    assert shown(viewer.get(LIST, {"q": "😀"})) == ["task-1"]
+    nothing = viewer.get(LIST, {"q": "Ærø"})
+    assert shown(nothing) == []
+    assert "Names and ids are searched, not arguments or results." in nothing.text
+    assert 'value="Ærø"' in nothing.text
 
 
 def test_the_search_for_an_id_leads_to_its_page_but_never_a_live_part(viewer):
@@ -217,6 +253,41 @@ def test_large_arguments_results_and_messages_stay_out_of_the_list(viewer):
     tasks = [query["sql"] for query in queries if 'FROM "tasks_app_taskrecord"' in query["sql"]]
     assert len(tasks) == 1
     assert "LEFT(" in tasks[0]
+
+
+def test_twenty_large_tasks_are_listed_and_opened_fast(viewer):
+    huge = "北京 – Ærø – 😀 – العربية " * 120_000  # 5 MB
+    for n in range(20):
+        add(args=[huge], state=states.SUCCESS, result_preview=json.dumps(huge)[:200])
+        TaskResult.objects.create(task_id=f"task-{n}", status="SUCCESS", result=json.dumps(huge, ensure_ascii=False))
+    started = time.perf_counter()
+    response = viewer.get(LIST)
+    assert time.perf_counter() - started < 2
+    assert len(shown(response)) == 20
+    assert len(response.content) < 1_000_000
+    assert response.text.count("北京 – Ærø – 😀 – العربية") >= 20
+    started = time.perf_counter()
+    response = viewer.get(detail("task-7"))
+    assert time.perf_counter() - started < 3
+    assert len(response.content) < 100_000
+    assert "北京 – Ærø – 😀 – العربية" in response.text
+    for what in ("args", "result"):
+        assert f'href="{reverse("tasks:value", args=[what, "task-7"])}"' in response.text
+
+
+def test_what_waits_for_a_slot_says_of_which_limit(viewer):
+    add(parked_at=timezone.now() - timedelta(minutes=4), limit_key="customer 7")
+    assert "waits for a slot of customer 7" in viewer.get(LIST).text
+    text = viewer.get(detail("task-0")).text
+    assert "waits for a slot of <code>customer 7</code> since" in text
+    assert "shared by <code>customer 7</code>" in text
+
+
+def test_the_list_tells_which_of_what_runs_was_asked_to_stop(viewer):
+    running(cancel_at=timezone.now() - timedelta(minutes=4), exc_type="OSError", exc_message="in the run before")
+    text = viewer.get(LIST).text
+    assert "asked to stop" in text
+    assert "OSError" not in text
 
 
 def test_the_number_of_queries_does_not_grow_with_the_rows(viewer):
@@ -310,13 +381,125 @@ def test_the_timeline_tells_what_happened_and_how_long_it_took(viewer):
     for words in (
         "created",
         "published",
-        "run 1, to be retried",
+        "run 1, retried",
         "OSError: away",
         "run 2 started",
         "celery@a, process 77",
     ):
         assert words in text
     assert "ran 340 ms" in text
+
+
+@pytest.mark.parametrize(
+    ("exc_type", "message", "word"),
+    [
+        ("WorkerLostError", "its lease ran out: worker celery@a was lost, or cut off, during the run", "lost"),
+        ("", "its worker was told to end, and the run took longer than 60 s", "handed back"),
+        ("OSError", "its worker was told to end", "retried"),
+        ("", "", "retried"),
+    ],
+)
+def test_a_run_that_did_not_finish_says_why(viewer, exc_type, message, word):
+    record = running(attempt=2)
+    now = timezone.now()
+    record.attempts.create(attempt=1, state="RETRY", finished_at=now, exc_type=exc_type, exc_message=message)
+    text = viewer.get(detail("task-0")).text
+    assert f"run 1, {word}</span>" in text
+    assert ": ".join(filter(None, (exc_type, message))) in text
+
+
+def test_of_very_many_runs_the_newest_are_listed_and_nothing_long_of_them(viewer, monkeypatch):
+    monkeypatch.setattr(views, "ATTEMPTS", 2)
+    record = running(attempt=5)
+    for n in range(1, 5):
+        long = f"{n} {'x' * 1_000_000}"
+        record.attempts.create(
+            attempt=n, state="RETRY", finished_at=timezone.now(), exc_type="E", exc_message=long, traceback=long
+        )
+    response = viewer.get(detail("task-0"))
+    assert [attempt.attempt for attempt in response.context["attempts"]] == [3, 4]
+    assert "earlier runs are not listed" in response.text
+    assert len(response.content) < 100_000
+    record.attempts.filter(attempt__lt=3).delete()
+    record.attempts.filter(attempt=3).update(attempt=1)
+    assert "earlier runs are not listed" not in viewer.get(detail("task-0")).text
+
+
+@pytest.mark.parametrize(("lost", "words"), [(0, None), (1, "1 time of 3"), (2, "2 times of 3")])
+def test_how_often_it_was_lost_is_said(viewer, lost, words):
+    running(lost_count=lost, max_lost=3)
+    text = viewer.get(detail("task-0")).text
+    assert (f"lost with its worker {words}" in text) if words else ("lost with its worker" not in text)
+
+
+@pytest.mark.parametrize(
+    "note", ["Cut: 3,000,000 characters as JSON, 1,048,576 are kept", "Not JSON, kept as its repr: a set is no JSON"]
+)
+def test_what_had_to_be_done_to_its_result_is_said(viewer, note):
+    add(state=states.SUCCESS, note=note)
+    TaskResult.objects.create(task_id="task-0", status="SUCCESS", result='"{1}"')
+    text = viewer.get(detail("task-0")).text
+    assert note in text.partition("<h2>Result</h2>")[2].partition("</section>")[0]
+    add(state=states.FAILURE, exc_type="ValueError", note=note)
+    assert viewer.get(detail("task-1")).text.count(note) == 1
+
+
+def test_its_keys_are_shown_where_it_has_them(viewer):
+    plain = add()
+    add(idempotency_key="order 7", unique_key="time sample.echo 0f3a", unique_until=plain.created_at)
+    add(unique_key="unfinished sample.echo 0f3b")
+    text = viewer.get(detail("task-1")).text
+    assert "<code>order 7</code>" in text
+    assert "<code>time sample.echo 0f3a</code> until <time" in text
+    assert "<code>unfinished sample.echo 0f3b</code></dd>" in viewer.get(detail("task-2")).text
+    text = viewer.get(detail("task-0")).text
+    assert "Idempotency key" not in text
+    assert "Unique" not in text
+
+
+def test_a_task_that_no_worker_knows_says_when_it_is_tried_again(viewer):
+    message = "not registered in a worker: 'shop.new'"
+    unknown = {"exc_type": "NotRegistered", "exc_message": message}
+    at = timezone.now() + timedelta(seconds=40.5)
+    add(publish_at=at, **unknown)
+    text = viewer.get(detail("task-0")).text
+    assert f"no worker knows this task yet: {escape(message)}, tried again <time" in text
+    assert "in 40 s" in text
+    add(published_at=timezone.now(), **unknown)
+    text = viewer.get(detail("task-1")).text
+    assert f"no worker knows this task yet: {escape(message)}<" in text
+    add(state=states.FAILURE, **unknown)
+    assert "yet" not in viewer.get(detail("task-2")).text
+    running(**unknown)
+    assert "NotRegistered" not in viewer.get(detail("task-3")).text, "one that knows it was found"
+
+
+def test_values_that_json_has_no_word_for_are_shown_as_they_travel(viewer):
+    moment, number = datetime(2026, 3, 1, 10, tzinfo=UTC), Decimal("1.10")
+    values = [moment, number, UUID(int=7), b"\xff", float("nan"), 2**70, (1, 2), {1: "a"}, date(2026, 3, 1)]
+    for n, value in enumerate(values):
+        CeleryClient().submit("sample.echo", [value], task_id=f"task-{n}")
+    assert len(shown(viewer.get(LIST))) == len(values)
+    pages = [viewer.get(detail(f"task-{n}")).text for n in range(len(values))]
+    for words, page in zip(
+        [
+            "2026-03-01T10:00:00+00:00",
+            "1.10",
+            "0-000000000007",
+            "/w==",
+            "NaN",
+            str(2**70),
+            "2\n",
+            "&quot;1&quot;",
+            "-01",
+        ],
+        pages,
+        strict=True,
+    ):
+        assert words in page
+    with pytest.raises(InvalidSubmission):
+        CeleryClient().submit("sample.echo", [object()], task_id="never")
+    assert viewer.get(detail("never")).status_code == 404
 
 
 def test_its_result_its_arguments_and_its_traceback_are_shown(viewer):
@@ -363,10 +546,34 @@ def test_markup_in_what_was_typed_or_returned_stays_text(viewer):
             exc_message=hostile,
             queue=hostile,
             worker=hostile,
+            note=hostile,
+            idempotency_key=hostile,
+            unique_key=hostile,
+            limit_key=hostile,
+            cancel_at=timezone.now(),
+            cancel_signal=hostile[:16],
+        )
+        record.attempts.create(
+            attempt=1,
+            state="RETRY",
+            finished_at=timezone.now(),
+            exc_type=hostile,
+            exc_message=hostile,
+            traceback=hostile,
         )
         TaskResult.objects.create(task_id=record.task_id, status="FAILURE", traceback=hostile)
+        done = add(state=states.SUCCESS, root_id=record.task_id, result_preview=json.dumps({"__html__": hostile}))
+        TaskResult.objects.create(
+            task_id=done.task_id, status="SUCCESS", result=json.dumps({"__html__": hostile, hostile: [hostile]})
+        )
+        add(name=hostile, exc_type="NotRegistered", exc_message=hostile, root_id=record.task_id)
+        add(name=hostile, parked_at=timezone.now(), limit_key=hostile)
+        schedule = Schedule.objects.create(name=hostile, description=hostile, task="sample.echo", cron="0 3 * * *")
+        ScheduleRun.objects.create(
+            schedule=schedule, scheduled_for=timezone.now(), outcome="fired", reason="due", record=record
+        )
     pages = [LIST, f"{LIST}?q=%22%3E%3Csvg%20onload=alert(4)%3E", OVERVIEW]
-    for url in pages + [detail(f"task-{n}") for n in range(len(HOSTILE))]:
+    for url in pages + [detail(record.task_id) for record in TaskRecord.objects.all()]:
         text = viewer.get(url).text
         for markup in ("<img src=x", "<script>alert", "<svg onload", 'href="javascript'):
             assert markup not in text, url
@@ -391,6 +598,14 @@ def test_its_schedule_its_workflow_and_its_earlier_runs_are_linked(signed_in):
         assert f'href="{url}"' in text
 
 
+def test_of_a_wide_workflow_the_first_are_listed(viewer, monkeypatch):
+    monkeypatch.setattr(views, "FAMILY", 2)
+    workflow(*[states.SUCCESS] * 3)
+    assert "Only the first" not in viewer.get(detail("task-0")).text
+    workflow(states.SUCCESS)
+    assert "Only the first 2 are listed." in viewer.get(detail("task-0")).text
+
+
 # Live parts
 
 
@@ -406,6 +621,18 @@ def test_an_unfinished_task_is_asked_about_until_it_has_ended(operator):
     assert last.status_code == views.STOP_POLLING
     assert action("terminate", "task-0") not in last.text
     assert 'hx-trigger="every 1s"' not in operator.get(detail("task-0")).text
+
+
+def test_a_page_is_asked_for_until_its_whole_workflow_has_ended(operator):
+    _, other = workflow(states.SUCCESS, states.STARTED)
+    assert 'hx-trigger="every 1s"' in operator.get(detail("task-0")).text
+    part = operator.get(detail("task-0"), headers=HTMX)
+    assert part.status_code == 200
+    assert action("revoke_workflow", "task-0") in part.text
+    TaskRecord.objects.filter(pk=other.pk).update(state=states.SUCCESS, finished_at=timezone.now())
+    last = operator.get(detail("task-0"), headers=HTMX)
+    assert last.status_code == views.STOP_POLLING
+    assert action("revoke_workflow", "task-0") not in last.text
 
 
 @pytest.mark.parametrize("url", [LIST, detail("task-0")])
@@ -430,36 +657,105 @@ def test_a_waiting_task_is_revoked(operator):
     assert LogEntry.objects.get().change_message == "1 task revoked: it will not start."
 
 
-def test_a_finished_task_stays_as_it_is(operator):
-    add(state=states.SUCCESS)
-    assert said(operator.post(action("revoke", "task-0"), follow=True)) == [
-        "0 tasks revoked: it had finished already (SUCCESS)."
+@pytest.mark.parametrize("state", [states.SUCCESS, states.REVOKED])
+@pytest.mark.parametrize("name", ["revoke", "terminate"])
+def test_a_finished_task_stays_as_it_is(operator, broadcast, name, state):
+    add(state=state)
+    assert said(operator.post(action(name, "task-0"), follow=True)) == [
+        f"0 tasks revoked: it had finished already ({state})."
     ]
-    assert TaskRecord.objects.get().state == states.SUCCESS
+    assert TaskRecord.objects.get().state == state
 
 
-def test_terminating_asks_the_workers(operator, monkeypatch):
-    asked = []
-    monkeypatch.setattr(
-        "celery.app.control.Control.revoke",
-        lambda self, ids, *args, terminate=False, **_: asked.append((ids, terminate)),
-    )
-    add(state=states.STARTED, started_at=timezone.now())
-    response = operator.post(action("terminate", "task-0"), follow=True)
-    assert asked == [(["task-0"], True)]
-    assert said(response) == ["Its worker is asked to kill it."]
-    assert LogEntry.objects.count() == 1
+def test_a_running_task_is_asked_to_stop(operator, broadcast):
+    running()
+    words = "1 task asked to stop: its body can see it and end; it is not retried."
+    response = operator.post(action("revoke", "task-0"), follow=True)
+    assert said(response) == [words]
+    assert broadcast == [(["task-0"], False)]
+    record = TaskRecord.objects.get()
+    assert (record.state, record.cancel_signal) == (states.STARTED, "")
+    assert record.cancel_at is not None
+    assert LogEntry.objects.get().change_message == words
 
 
-def test_a_broker_that_is_away_breaks_no_action(operator, monkeypatch):
+def test_terminating_asks_the_workers(operator, broadcast):
+    running()
+    words = "1 task asked to stop: its worker kills its process."
+    assert said(operator.post(action("terminate", "task-0"), follow=True)) == [words]
+    assert broadcast == [(["task-0"], True)]
+    record = TaskRecord.objects.get()
+    assert (record.state, record.cancel_signal) == (states.STARTED, "SIGTERM")
+    assert LogEntry.objects.get().change_message == words
+
+
+def test_buttons_are_those_that_still_do_something(operator):
+    def offered(task_id: str) -> list[str]:
+        text = operator.get(detail(task_id)).text
+        return [name for name in ACTIONS if action(name, task_id) in text]
+
+    add(), running(), running(cancel_at=timezone.now()), add(state=states.SUCCESS)
+    running(cancel_at=timezone.now(), cancel_signal="SIGTERM")
+    assert offered("task-0") == ["revoke", "rerun"]
+    assert offered("task-1") == ["revoke", "terminate", "rerun"]
+    assert offered("task-2") == ["terminate", "rerun"]
+    assert offered("task-3") == offered("task-4") == ["rerun"]
+    text = operator.get(detail("task-1")).text
+    assert "Ask to stop" in text
+    assert "self.is_cancelled()" in text
+
+
+@pytest.mark.parametrize(("signal", "words"), [("", "</span>"), ("SIGTERM", ", by SIGTERM</span>")])
+def test_what_was_asked_to_stop_says_so_while_it_runs(viewer, signal, words):
+    record = running(cancel_at=timezone.now() - timedelta(minutes=4), cancel_signal=signal)
+    response = viewer.get(detail("task-0"))
+    summary = response.text.partition('<p class="summary">')[2].partition("</p>")[0]
+    assert "asked to stop <time" in summary
+    assert f"4 min ago</time>{words}" in summary
+    now = timezone.now()
+    TaskRecord.objects.filter(pk=record.pk).update(state=states.REVOKED, finished_at=now, exc_type="TaskRevokedError")
+    text = viewer.get(detail("task-0")).text
+    assert "asked to stop <time" not in text
+    assert "<span>asked to stop</span> <time" in text, "its timeline keeps it"
+
+
+@pytest.mark.parametrize("name", ["revoke", "terminate"])
+def test_a_broker_that_is_away_breaks_no_action(operator, monkeypatch, name):
     def away(*args, **kwargs):
         raise OperationalError("no route")
 
     monkeypatch.setattr("celery.app.control.Control.revoke", away)
-    add(state=states.STARTED, started_at=timezone.now())
-    response = operator.post(action("terminate", "task-0"), follow=True)
-    assert "does not answer (no route)" in said(response)[0]
-    assert not LogEntry.objects.exists()
+    running()
+    response = operator.post(action(name, "task-0"), follow=True)
+    assert said(response)[0].startswith("1 task asked to stop")
+    assert TaskRecord.objects.get().cancel_at is not None, "its worker hears of it with its next lease"
+    assert LogEntry.objects.count() == 1
+
+
+def test_a_whole_workflow_is_revoked(operator, broadcast):
+    workflow(states.SUCCESS, states.STARTED, states.PENDING, states.RETRY)
+    other = add()
+    text = operator.get(detail("task-0")).text
+    assert "Revoke the workflow" in text
+    response = operator.post(action("revoke_workflow", "task-0"), follow=True)
+    assert said(response) == ["3 tasks revoked or asked to stop."]
+    assert response.redirect_chain[0][0] == detail("task-0")
+    assert list(TaskRecord.objects.order_by("pk").values_list("state", flat=True)) == [
+        states.SUCCESS, states.STARTED, states.REVOKED, states.REVOKED, states.PENDING,
+    ]  # fmt: skip
+    assert broadcast == [(["task-1"], False)]
+    entry = LogEntry.objects.get()
+    assert (entry.object_repr, entry.change_message) == ("sample.echo task-0", "3 tasks revoked or asked to stop.")
+    assert said(operator.post(action("revoke_workflow", other.task_id), follow=True)) == [
+        "1 task revoked or asked to stop."
+    ]
+
+
+def test_only_an_unfinished_workflow_can_be_revoked(operator, signed_in):
+    add(), workflow(states.SUCCESS, states.SUCCESS)
+    add(root_id="another", task_id="another", state=states.SUCCESS), add(root_id="another", task_id="last")
+    for task_id, is_offered in {"task-0": False, "task-1": False, "another": True, "last": True}.items():
+        assert (action("revoke_workflow", task_id) in operator.get(detail(task_id)).text) is is_offered, task_id
 
 
 def test_a_task_is_run_again_on_its_own(operator, commits):
@@ -522,6 +818,17 @@ def test_the_overview_counts_tells_of_failures_and_what_waits(viewer):
     assert (group["count"], group["name"], group["message"]) == (2, "sample.echo", "no ledger")
     assert detail(group["task_id"]) == detail("task-3")
     assert [(queue["queue"], queue["count"]) for queue in response.context["queues"]] == [("celery_queue", 1)]
+
+
+def test_the_overview_counts_what_waits_for_a_slot(viewer):
+    add(parked_at=timezone.now(), limit_key="mail"), add(parked_at=timezone.now(), state=states.RETRY), add()
+    response = viewer.get(OVERVIEW)
+    assert dict(response.context["phases"]) == {
+        "scheduled": 0, "queued": 1, "limited": 2, "running": 0, "retrying": 0,
+        "succeeded": 0, "failed": 0, "revoked": 0,
+    }  # fmt: skip
+    assert f'href="{LIST}?phase=limited"><b>2</b>' in response.text
+    assert response.text.count("<small>now</small>") == 5
 
 
 def test_the_chart_has_its_table(viewer):

@@ -5,7 +5,7 @@ from django import template
 from django.utils import timezone
 from django.utils.html import format_html
 
-from tasks_app.models import TaskRecord
+from tasks_app.models import TaskAttempt, TaskRecord
 
 register = template.Library()
 
@@ -56,6 +56,22 @@ def span(length: timedelta | None) -> str:
 def state(record: TaskRecord) -> dict:
     """A task's state: colour, icon and word."""
     return {"phase": record.phase}
+
+
+@register.filter
+def outcome(attempt: TaskAttempt) -> str:
+    """What became of a run that did not finish its task."""
+    if attempt.exc_type == "WorkerLostError":
+        return "lost"
+    if not attempt.exc_type and attempt.exc_message_start.startswith("its worker was told to end"):
+        return "handed back"
+    return "retried"
+
+
+@register.filter
+def why(attempt: TaskAttempt) -> str:
+    """The start of what it ended with: `ValueError: no ledger`."""
+    return ": ".join(filter(None, (attempt.exc_type, attempt.exc_message_start)))
 
 
 @register.filter

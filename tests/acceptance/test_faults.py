@@ -246,6 +246,20 @@ def test_a_revoked_workflow_goes_no_further(executions):
     assert finished(chain.parent.parent).state == "SUCCESS"
 
 
+def test_a_workflow_is_known_by_any_of_its_tasks(executions):
+    tag = str(uuid4())
+    group = client.group(*[("sample.echo", [n]) for n in range(3)])
+    chord = client.chord([("number_sum", [1]), ("number_sum", [2])], ("number_sum",))
+    step = app.signature("sample.count", [tag], immutable=True)
+    waiting = client.chord([("sample.echo", [1]), app.signature("sample.echo", [2], options={"countdown": 60})], step)
+    finished(chord)
+    for result, number in ((group[0], 3), (chord, 3)):
+        assert TaskRecord.objects.in_workflow(record_of(result).root_id).count() == number
+    assert client.revoke_workflow(waiting.id) == 1
+    assert finished(waiting).exc_type == "ChordError"
+    assert executions(tag) == 0
+
+
 def test_fifty_running_tasks_are_terminated_at_once():
     with victim("-c", "50"):
         results = [client.submit("sample.sleep", [60], queue="victim") for _ in range(50)]

@@ -152,7 +152,9 @@ def test_a_chord_whose_member_is_revoked_fails(executions):
     tag = str(uuid4())
     late = app.signature("sample.echo", ["never"], options={"countdown": 60})
     chord = client.chord([("number_sum", [1, 1]), late], app.signature("sample.count", [tag], immutable=True))
-    waiting = eventually(lambda: TaskRecord.objects.filter(group_id__isnull=False, eta__gt=timezone.now()).last())
+    waiting = eventually(
+        lambda: TaskRecord.objects.waiting().filter(group_id__isnull=False, eta__gt=timezone.now()).last()
+    )
     client.revoke(waiting.task_id)
     assert finished(chord).exc_type == "ChordError"
     assert executions(tag) == 0

@@ -16,6 +16,11 @@ def tries(self, tag: str, failures: int, limit: int, delay: float):
     return self.request.retries
 
 
+@shared_task(name="sample.add")
+def add(one, other):
+    return one + other
+
+
 @shared_task(name="sample.echo_after")
 def echo_after(value, seconds: float):
     time.sleep(seconds)
