@@ -1,4 +1,4 @@
-"""A TCP proxy that can be a bad network: refuse, cut, delay, or fall silent while its connections stay open."""
+"""A TCP proxy that can be a bad network: slow, cutting its connections, or silent while they stay open."""
 
 import select
 import socket
@@ -7,17 +7,17 @@ import threading
 import time
 from contextlib import suppress
 
-_RESET = struct.pack("ii", 1, 0)  # SO_LINGER of no time: a close sends RST
+BY_RESET = struct.pack("ii", 1, 0)  # a close sends RST, not FIN
 
 
 class Proxy:
-    """Forwards connections to `port` from `self.port`, as `mode` says: "open", "silent" or "refusing"."""
+    """Forwards what comes to its own `port` to another one of this machine, as `mode` says: open, silent or cutting."""
 
-    def __init__(self, port: int):
-        self.target, self.mode, self.delay = port, "open", 0.0  # seconds
+    def __init__(self, target: int):
+        self.target, self.mode, self.delay = target, "open", 0.0  # seconds, each way
+        self._age = 0
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.port: int = self._listener.getsockname()[1]
-        self._open: set[socket.socket] = set()
         threading.Thread(target=self._accept, daemon=True).start()
 
     def __enter__(self) -> "Proxy":
@@ -28,44 +28,26 @@ class Proxy:
         self.reset()
 
     def reset(self) -> None:
-        """Cut all connections by RST."""
-        for each in list(self._open):
-            self._close(each)
+        """Cut all connections, as a firewall that forgot them does."""
+        self._age += 1
 
     def _accept(self) -> None:
         with suppress(OSError):
             while True:
-                client, _ = self._listener.accept()
-                self._open.add(client)
-                if self.mode == "refusing":
-                    self._close(client)
-                else:
-                    threading.Thread(target=self._serve, args=[client], daemon=True).start()
+                threading.Thread(target=self._serve, args=[self._listener.accept()[0]], daemon=True).start()
 
     def _serve(self, client: socket.socket) -> None:
-        server = None
-        with suppress(OSError, ValueError):  # ValueError: closed while it was waited for
-            self._wait_out_silence()
-            server = socket.create_connection(("127.0.0.1", self.target))
-            self._open.add(server)
+        age = self._age
+        with suppress(OSError), client, socket.create_connection(("127.0.0.1", self.target)) as server:
             other = {client: server, server: client}
-            while True:
-                for source in select.select([client, server], [], [])[0]:
-                    self._wait_out_silence()
+            while age == self._age and self.mode != "cutting":
+                if self.mode == "silent":
+                    time.sleep(0.02)
+                    continue
+                for source in select.select([client, server], [], [], 0.02)[0]:
                     time.sleep(self.delay)
                     if not (data := source.recv(65536)):
-                        return self._close(client, server)
+                        return
                     other[source].sendall(data)
-        return self._close(client, server)
-
-    def _wait_out_silence(self) -> None:
-        while self.mode == "silent":
-            time.sleep(0.01)
-
-    def _close(self, *connections: socket.socket | None) -> None:
-        for each in filter(None, connections):
-            self._open.discard(each)
-            with suppress(OSError):
-                each.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
-                each.shutdown(socket.SHUT_RDWR)
-            each.close()
+            for each in other:
+                each.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, BY_RESET)

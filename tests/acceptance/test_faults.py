@@ -87,6 +87,22 @@ def test_runs_of_a_worker_that_is_gone_are_rescued_by_another(executions):
     client.revoke(may.id)
 
 
+def test_a_run_that_takes_longer_than_its_lease_is_not_taken_for_lost(executions):
+    tag = str(uuid4())
+    result = tagged_sleep.delay(tag, 5)  # the lease is 3 s
+    assert client.get_result(result.id, timeout=15) == 5
+    assert (record_of(result).attempt, executions(tag)) == (1, 1)
+
+
+def test_a_task_that_an_old_worker_does_not_know_waits_for_a_new_one():
+    with victim(TASK_UNREGISTERED_GRACE="60"):
+        result = app.send_task("sample.new", ["x"], queue="victim")
+        waits = eventually(lambda: TaskRecord.objects.filter(task_id=result.id, exc_type="NotRegistered").first())
+        assert waits.state == "PENDING"
+    with victim(SAMPLE_IS_NEW="1"):
+        assert client.get_result(result.id, timeout=15) == "x"
+
+
 def test_messages_that_a_killed_worker_held_are_published_again(executions):
     """Two are run; what was fetched besides is in the broker's `unacked`, where it would stay for an hour."""
     tag = str(uuid4())

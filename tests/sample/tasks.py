@@ -197,6 +197,13 @@ def new_errback(request, exc, traceback):
     ledger_line(f"errback {request.id}")
 
 
+if os.environ.get("SAMPLE_IS_NEW"):  # the next version of this app
+
+    @shared_task(name="sample.new")
+    def new(value):
+        return value
+
+
 async def child_started():
     print("sample hook: child started", flush=True)
 
