@@ -7,11 +7,13 @@ whoever ends a run whose worker is gone, come through the same statement.
 """
 
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from functools import cached_property, partial
 
 from billiard.exceptions import WorkerLostError
 from celery import states as celery_states
+from celery.app.task import Context
 from celery.exceptions import NotRegistered, TaskRevokedError
 from celery.utils.saferepr import saferepr
 from django.conf import settings
@@ -109,7 +111,8 @@ class RecordBackend(ChordBackend):
                 stopped = TaskRecord.objects.filter(task_id=task_id, cancel_at__isnull=False).exists()
                 self.app.submit_successors(successors, revoked=stopped)
             if request and request.chord:
-                self.on_chord_part_return(request, state, result)
+                with _contained(task_id):
+                    self.on_chord_part_return(request, state, result)
 
         self._conclude(task_id, request, outcome, alone=not follows)
 
@@ -153,7 +156,7 @@ class RecordBackend(ChordBackend):
                 raise _Cancelled
             run.keep_attempt(type(exc).__name__ if exc else "", _cut(str(exc or "")), _cut(traceback or ""))
             moved = run.wait_again(next_run)
-            super(RecordBackend, self).mark_as_retry(task_id, exc, traceback, request)
+            super(RecordBackend, self).mark_as_retry(task_id, exc, _cut(traceback or ""), request)
             self._wake_or_publish(moved, next_run.publish_at)
 
         return self._conclude(task_id, request, outcome, alone=False)
@@ -197,17 +200,15 @@ class RecordBackend(ChordBackend):
             TaskRecord.objects.mark_requeued(request.id, gen_of(request))
             return
         with transaction.atomic():
-            if TaskRecord.objects.mark_dropped(request.id, gen_of(request), state) and request.chord:
-                self.on_chord_part_return(request, celery_states.FAILURE, exc)
+            if TaskRecord.objects.mark_dropped(request.id, gen_of(request), state):
+                part = Context(id=request.id, group=request.group, chord=request.chord, root_id=request.root_id)
+                self._follow(part, celery_states.FAILURE, exc)  # a chain that is left by Ignore just ends
 
     def follow_revoked(self, task_ids: Iterable[str]) -> None:
         """Let what waits for tasks that were revoked, or expired, while they waited end too."""
         in_workflow = Q(group_id__isnull=False) | Q(options__contains='"chain"')
         for record in TaskRecord.objects.filter(in_workflow, task_id__in=task_ids):
-            if record.options.get("chord") or record.options.get("chain"):
-                self._root = record.root_id
-                self._follow(request_of(record), record.state, TaskRevokedError(record.exc_message))
-                self._root = None
+            self._follow(request_of(record), record.state, TaskRevokedError(record.exc_message))
 
     def fail_unpublishable(self, record: TaskRecord, error: Exception) -> None:
         """End a task of which no message can be made."""
@@ -217,28 +218,21 @@ class RecordBackend(ChordBackend):
                 self._follow(request_of(record), celery_states.FAILURE, error)
 
     def _follow(self, request, state: str, exc: Exception, traceback=None, call_errbacks: bool = True) -> None:
-        """What a task that did not succeed means for those that wait for it.
-
-        Its own end does not depend on that: what cannot be done, for a broken signature say, is logged and left.
-        """
+        """What a task that did not succeed means for those that wait for it."""
         if request is None or not (request.chord or getattr(request, "chain", None) or request.errbacks):
             return
-        try:
-            with transaction.atomic():
-                if request.chord:
-                    self.on_chord_part_return(request, state, exc)
-                self._fail_chain(getattr(request, "chain", None), exc, traceback, state=state)
-            with transaction.atomic():  # by itself: an errback that is called here and now may break anything
-                if call_errbacks and state == celery_states.FAILURE and request.errbacks:
-                    self._call_task_errbacks(request, exc, traceback)
-        except (OperationalError, InterfaceError):
-            raise
-        except Exception:
-            logger.exception("What follows from the end of task %s could not be done", getattr(request, "id", None))
+        outer, self._root = self._root, getattr(request, "root_id", None) or self._root
+        with _contained(request.id):
+            if request.chord:
+                self.on_chord_part_return(request, state, exc)
+            self._fail_chain(getattr(request, "chain", None), exc, traceback, state=state)
+        with _contained(request.id):  # by itself: an errback that is called here and now may break anything
+            if call_errbacks and state == celery_states.FAILURE and request.errbacks:
+                self._call_task_errbacks(request, exc, traceback)
+        self._root = outer
 
     def _give_up(self, run: TaskRecord, reason: str) -> None:
         request = request_of(run)
-        self._root = run.root_id
         if run.cancel_at:
             exc, state = TaskRevokedError(f"asked to stop; {reason}"), celery_states.REVOKED
         else:
@@ -285,7 +279,7 @@ class RecordBackend(ChordBackend):
         note = f"Cut: {length:,} characters as JSON, {RESULT_MAX:,} are kept"
         if exception[0]:
             return self.encode_content(
-                {"exc_type": exception[0], "exc_message": [exception[1]], "exc_module": result["exc_module"]}
+                {"exc_type": exception[0], "exc_message": [exception[1]], "exc_module": result.get("exc_module")}
             ), note
         return self.encode_content(f"{kept[2][:RESULT_MAX]} … ({note})"), note
 
@@ -355,6 +349,18 @@ def _repr(value) -> str:
         return saferepr(value, maxlen=10_000)
     except Exception as error:
         return f"<{type(value).__name__} whose repr raised {type(error).__name__}>"
+
+
+@contextmanager
+def _contained(task_id: str) -> Iterator[None]:
+    """A task's own end does not depend on what follows: what cannot be done, for a broken signature say, is logged."""
+    try:
+        with transaction.atomic():
+            yield
+    except (OperationalError, InterfaceError):
+        raise
+    except Exception:
+        logger.exception("What follows from the end of task %s could not be done", task_id)
 
 
 def _in_transaction(outcome: Callable[[], object]) -> None:

@@ -12,7 +12,7 @@ from celery.app.task import Context
 from celery.canvas import maybe_signature
 from celery.exceptions import ChordError
 from celery.result import GroupResult, ResultBase
-from django.db import DatabaseError, transaction
+from django.db import InterfaceError, OperationalError, transaction
 from django_celery_results.backends.database import DatabaseBackend
 from django_celery_results.models import ChordCounter, TaskResult
 
@@ -59,18 +59,18 @@ class ChordBackend(DatabaseBackend):
 
     def _send_body(self, request, chord: ChordCounter) -> None:
         try:
-            results = self._results(chord.group_result(app=self.app))
-            with gathered() as successors:
-                maybe_signature(request.chord, app=self.app).delay(results)
+            with transaction.atomic():
+                results = self._results(chord.group_result(app=self.app))
+                with gathered() as successors:
+                    maybe_signature(request.chord, app=self.app).delay(results)
+                self.app.submit_successors(successors, revoked=False)
+        except (OperationalError, InterfaceError):
+            raise
         except ChordError as error:
             self._fail_body(request, error)
-        except DatabaseError:
-            raise
         except Exception as error:
             logger.exception("The body of chord %s cannot be sent", chord.group_id)
             self._fail_body(request, ChordError(f"Callback error: {error!r:.1000}"))
-        else:
-            self.app.submit_successors(successors, revoked=False)
 
     def _results(self, header: GroupResult) -> list:
         """The results of a header's members, in their order, those of nested groups as lists."""

@@ -70,7 +70,7 @@ class Leases(threading.Thread):
 
     def _renew(self) -> None:
         # What runs is no longer reserved once the broker's connection was lost: Celery forgets what it had fetched.
-        known = {*state.reserved_requests, *state.active_requests}
+        known = _snapshot(state.reserved_requests) | _snapshot(state.active_requests)
         held = {(request.id, _gen(request)): request for request in known if _in_time(request)}
         if not held:
             return
@@ -102,8 +102,8 @@ class Leases(threading.Thread):
     def _hand_back(self) -> None:
         """Hand back what is held. A run whose task may be repeated waits for another worker; any other has failed."""
         reason = f"its worker was told to end, and the run took longer than {SHUTDOWN_GRACE:g} s"
-        running = list(state.active_requests)
-        waiting = [request for request in list(state.reserved_requests) if request not in running]
+        running = _snapshot(state.active_requests)
+        waiting = _snapshot(state.reserved_requests) - running
         try:
             for request in running:
                 current_app.backend.mark_as_released(request.id, _gen(request), reason)
@@ -118,6 +118,12 @@ class Leases(threading.Thread):
         last_resort = threading.Timer(3, os._exit, [0])  # Celery's own end may hang on what the killed left unread
         last_resort.daemon = True
         last_resort.start()
+
+
+def _snapshot(requests) -> set:
+    while True:
+        with suppress(RuntimeError):  # the worker's own thread changes it meanwhile
+            return set(requests)
 
 
 def _gen(request) -> int:

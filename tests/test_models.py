@@ -110,7 +110,7 @@ def test_a_lost_run_that_was_asked_to_stop_or_that_may_not_be_repeated_is_not():
     insert("once")
     insert("stopped")
     assert not lose("once", max_lost=1)
-    claim("stopped")
+    objects.claim("stopped", 1, "worker@host", 42, max_lost=3)
     objects.filter(task_id="stopped").stop("")
     assert not objects.mark_lost(objects.get(task_id="stopped"), "lost")
 

@@ -231,13 +231,13 @@ def test_what_comes_after_a_failed_step_never_runs_and_the_pages_say_so(executio
 def test_long_chains_and_wide_groups_finish(worker, executions):
     tags = [str(uuid4()) for _ in range(21)]
     steps = chain(add.s(0, 1), *[add.s(1) for _ in range(299)]).apply_async()
-    assert client.get_result(steps.id, timeout=60) == 300
     wide = group(add.s(n, n) for n in range(1000)).apply_async()
-    assert wide.get(timeout=60) == [2 * n for n in range(1000)]
     large = chord(add.s(n, n) for n in range(500))(counted_sum.s(tags[0]))
-    assert client.get_result(large.id, timeout=60) == 2 * sum(range(500))
     twenty = [chord(add.s(n, i) for n in range(50))(counted_sum.s(tags[i + 1])) for i in range(20)]
+    assert client.get_result(steps.id, timeout=60) == 300
+    assert client.get_result(large.id, timeout=60) == 2 * sum(range(500))
     assert [client.get_result(body.id, timeout=60) for body in twenty] == [1225 + 50 * i for i in range(20)]
+    assert wide.get(timeout=60) == [2 * n for n in range(1000)]
     assert [executions(tag) for tag in tags] == [1] * 21
     said = worker.said()
     assert not [words for words in ("RecursionError", "ChordCounter", "counter") if words in said]
