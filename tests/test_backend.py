@@ -4,10 +4,12 @@ import pytest
 from celery import current_app as app
 from celery.app.task import Context
 from celery.exceptions import TaskRevokedError
+from django.db import OperationalError
 from django_celery_results.models import TaskResult
 
 from tasks_app import states
 from tasks_app.models import TaskRecord
+from tasks_app.outbox import begin_ending, ending
 
 pytestmark = pytest.mark.django_db
 objects = TaskRecord.objects
@@ -86,3 +88,76 @@ def test_async_result_knows_what_only_the_record_does(run):
     assert app.AsyncResult("r").state == "REVOKED"
     assert isinstance(app.AsyncResult("r").result, TaskRevokedError)
     assert app.AsyncResult("nobody").state == "PENDING"
+
+
+def test_a_broken_consequence_does_not_keep_a_task_from_ending(run, caplog):
+    run.chain = [{"task": None, "options": {"task_id": 7, "chord": "garbage"}}]
+    app.backend.mark_as_failure("t", ValueError("mine"), request=run)
+    assert (objects.get(task_id="t").state, objects.get(task_id="t").exc_message) == ("FAILURE", "mine")
+    assert "could not be done" in caplog.text
+
+
+def test_a_lost_run_with_a_broken_consequence_ends_too(run):
+    objects.update(options={"link_error": [{"task": 5}], "chain": [{"options": {"task_id": 7, "chord": 8}}]})
+    app.backend.mark_as_lost("t", 1, "gone")
+    assert objects.get(task_id="t").exc_type == "WorkerLostError"
+
+
+def test_a_lost_run_that_was_asked_to_stop_is_revoked(run):
+    objects.filter(task_id="t").stop("not needed")
+    app.backend.mark_as_lost("t", 1, "gone")
+    assert (objects.get().state, objects.get().lost_count) == ("REVOKED", 1)
+
+
+def test_a_retry_keeps_text_that_postgres_cannot_hold(run):
+    run.next_run = TaskRecord(args=[1], retries=1)
+    app.backend.mark_as_retry("t", ValueError("nul \x00"), "tb \x00 \ud800", run)
+    assert objects.get().state == "RETRY"
+    assert objects.get().attempts.get().traceback == "tb \\x00 \\ud800"
+
+
+def test_a_run_that_fails_after_it_was_asked_to_stop_is_revoked(run):
+    objects.filter(task_id="t").stop("not needed")
+    app.backend.mark_as_failure("t", ValueError("interrupted"), request=run)
+    assert (objects.get().state, app.AsyncResult("t").state) == ("REVOKED", "REVOKED")
+
+
+def test_a_run_that_succeeds_after_it_was_asked_to_stop_has_succeeded(run):
+    objects.filter(task_id="t").stop("not needed")
+    app.backend.mark_as_done("t", "done", run)
+    assert objects.get().state == "SUCCESS"
+
+
+def test_a_run_is_released_to_run_again_where_that_is_allowed(run):
+    objects.update(max_lost=3)
+    app.backend.mark_as_released("t", 1, "the worker ends")
+    record = objects.get()
+    assert (record.state, record.gen, record.lost_count) == ("RETRY", 2, 0)
+    assert record.attempts.get().exc_message == "the worker ends"
+
+
+def test_steps_that_follow_are_written_with_the_outcome_or_not_at_all(run, monkeypatch):
+    def broken(records):
+        raise OperationalError("connection lost")
+
+    for is_broken in (True, False):
+        if is_broken:
+            monkeypatch.setattr(app, "submit_new", broken)
+        begin_ending()
+        ending().add(app.build_record("sample.echo", [1], task_id="next"))
+        if is_broken:
+            with pytest.raises(OperationalError):
+                app.backend.mark_as_done("t", 1, run)
+            assert objects.get().state == "STARTED"
+            monkeypatch.undo()
+        else:
+            app.backend.mark_as_done("t", 1, run)
+    assert dict(objects.values_list("task_id", "state")) == {"t": "SUCCESS", "next": "PENDING"}
+
+
+def test_a_late_run_sends_no_further_steps(run):
+    objects.update(gen=2)
+    begin_ending()
+    ending().add(app.build_record("sample.echo", [1], task_id="next"))
+    app.backend.mark_as_done("t", "late", run)
+    assert not objects.filter(task_id="next").exists()

@@ -149,7 +149,7 @@ def test_a_message_that_turns_up_again_is_not_missed(broker_holds):
 @pytest.mark.django_db
 def test_a_message_of_an_exchange_of_its_own_is_not_looked_for(broker_holds):
     publish("t")
-    objects.update(options='{"exchange": "mine"}')
+    objects.update(options={"exchange": "mine"})
     census = maintenance.Census()
     assert (census.look(), census.look()) == (0, 0)
 
