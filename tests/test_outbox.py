@@ -147,6 +147,15 @@ def test_what_could_never_run_is_refused_and_not_recorded(published, arguments, 
     assert not TaskRecord.objects.exists()
 
 
+def test_arguments_that_are_too_long_are_refused(published):
+    app.send_task("sample.echo", ["x" * (1_048_576 - 6)])  # and brackets, quotes, braces
+    with pytest.raises(InvalidSubmission, match="1,048,577 bytes as JSON, 1,048,576 are allowed"):
+        app.send_task("sample.echo", ["x" * (1_048_576 - 5)])
+    with pytest.raises(InvalidSubmission, match="Pass a reference"):
+        CeleryClient().submit_many("sample.echo", [([1], {}), (["x" * 1_100_000], {})])
+    assert TaskRecord.objects.count() == 1
+
+
 def test_a_second_task_with_the_same_id_is_refused(published):
     echo.apply_async([1], task_id="mine")
     with pytest.raises(DuplicateTask, match="mine"), transaction.atomic():

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -81,8 +82,9 @@ def guards(names: list[str]) -> int:
     failed, lines = [], []
     for name in names:
         scenario = GUARDS[name].scenario
-        off = in_a_process(replace(scenario, without=name))
-        on = in_a_process(replace(scenario, sql="", settle=SETTLE))
+        both = replace(scenario, without=name), replace(scenario, sql="", settle=SETTLE)
+        with ThreadPoolExecutor() as pool:
+            off, on = pool.map(in_a_process, both)
         shown = ", ".join(name for name, _, _ in off.violations) or "NOTHING"
         if on.violations or not off.violations:
             failed.append(name)

@@ -53,8 +53,10 @@ class Storm:
     cluster: Cluster
     done: list[tuple[Fault, str]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
-    #: When it began, in seconds of the clock on the wall.
+    #: When it began; and when what was done to a worker may have cost it its runs: from, to, its name. All in seconds
+    #: of the clock on the wall.
     began: float = 0
+    harm: list[tuple[float, float, str]] = field(default_factory=list)
     _steps: list[tuple[float, int, Callable[[], object]]] = field(default_factory=list)
     _order: Iterator[int] = field(default_factory=count)
 
@@ -98,6 +100,9 @@ class Storm:
                 return program
         return None
 
+    def harms(self, program: Program, seconds: float) -> None:
+        self.harm.append((time.time(), time.time() + seconds, program.name))
+
     def deliver(self, messages: Sequence[tuple[str, bytes]]) -> None:
         with contextlib.suppress(redis.RedisError), self.cluster.redis() as broker:
             for key, message in messages:
@@ -110,6 +115,7 @@ Do = Callable[[Storm, Fault], str | None]
 def kill(kind: str) -> Do:
     def do(storm: Storm, fault: Fault) -> str | None:
         if program := storm.pick(kind, fault):
+            storm.harms(program, fault.dose * 2)
             program.kill()
             storm.after(fault.dose * 2, program.start)
             return f"{program.name}, back after {fault.dose * 2:.1f} s"
@@ -123,6 +129,7 @@ def freeze(kind: str) -> Do:
 
     def do(storm: Storm, fault: Fault) -> str | None:
         if program := storm.pick(kind, fault):
+            storm.harms(program, fault.dose * 6)
             program.signal(signal.SIGSTOP)
             storm.after(fault.dose * 6, lambda: program.signal(signal.SIGCONT))
             return f"{program.name} for {fault.dose * 6:.1f} s"
@@ -148,6 +155,7 @@ def terminate(kind: str) -> Do:
                 program.kill()
             program.start()
 
+        storm.harms(program, STOP_PATIENCE)
         program.stopping = True
         program.terminate()
         storm.after(0.2, start_when_ended)
@@ -159,6 +167,7 @@ def terminate(kind: str) -> Do:
 def freeze_parent(storm: Storm, fault: Fault) -> str | None:
     """Its children go on, while nobody renews their leases."""
     if program := storm.pick("worker", fault):
+        storm.harms(program, fault.dose * 6)
         os.kill(program.pid, signal.SIGSTOP)
         program.frozen = True
         storm.after(fault.dose * 6, lambda: program.signal(signal.SIGCONT))
@@ -168,6 +177,7 @@ def freeze_parent(storm: Storm, fault: Fault) -> str | None:
 
 def kill_child(storm: Storm, fault: Fault) -> str | None:
     if child := _child(storm, fault):
+        storm.harms(child[0], 0)
         os.kill(child[1], signal.SIGKILL)
         return f"{child[1]} of {child[0].name}"
     return None

@@ -1,6 +1,6 @@
 """What must hold when all is quiet again: the doctor's invariants, and those that only the ledger can tell."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime
 from itertools import pairwise
 
@@ -9,6 +9,8 @@ from django.utils.module_loading import autodiscover_modules
 
 from scheduling_app.models import Schedule, ScheduleRun
 from tasks_app.doctor import INVARIANTS, SHOWN, Finding, Invariant, examine
+
+Harm = Iterable[tuple[float, float, str]]
 
 #: Of a task of the load: whether all of some other tasks have succeeded.
 _ALL_DONE = """
@@ -129,6 +131,17 @@ QUERIES = {
     """,
 }
 
+#: Runs that were taken for lost: those of tasks that kill their process, or outlast a hard limit, aside.
+_LOST = """
+SELECT lost.task_id, split_part(lost.worker, '@', 1), claimed.at, lost.at
+FROM chaos.audit AS lost
+    JOIN chaos.audit AS claimed ON claimed.task_id = lost.task_id AND claimed.attempt = lost.attempt
+        AND claimed.state = 'STARTED'
+    LEFT JOIN chaos.expected ON expected.task_id = lost.task_id
+WHERE lost.old_state = 'STARTED' AND lost.exc_type = 'WorkerLostError'
+    AND coalesce(expected.kind, '') NOT IN ('deadly', 'limited')
+"""
+
 _STATISTICS = """
 SELECT
     (SELECT count(*) FROM tasks_app_taskrecord) AS tasks,
@@ -158,14 +171,14 @@ ORDER BY at
 """
 
 
-def findings() -> list[Finding]:
-    """What does not hold."""
+def findings(harm: Harm) -> list[Finding]:
+    """What does not hold. `harm`: from when to when, in seconds, a worker may have lost its runs, and its name."""
     autodiscover_modules("doctor")
     ours = [Invariant(name, "", "", query) for name, query in QUERIES.items()]
     since = datetime(2000, 1, 1, tzinfo=UTC)
     found = [examine(each, since, patience=0) for each in (*INVARIANTS, *ours)]
-    gaps = list(_gaps())
-    found.append(Finding(Invariant("I5 due times are covered", "", "", ""), len(gaps), gaps[:SHOWN]))
+    for name, offenders in (("I5 due times are covered", list(_gaps())), ("I11 a loss has a cause", _causeless(harm))):
+        found.append(Finding(Invariant(name, "", "", ""), len(offenders), offenders[:SHOWN]))
     return [each for each in found if each.count]
 
 
@@ -175,6 +188,16 @@ def statistics() -> dict[str, float]:
         return dict(zip((column.name for column in cursor.description), cursor.fetchone(), strict=True))
 
 
+def slow_submits(began: float) -> list[str]:
+    """Submissions that took longer than two seconds, by whatever fault."""
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT number, kind, at, seconds FROM chaos.submits WHERE seconds > 2 ORDER BY at")
+        return [
+            f"{number}, a {kind}, at {at.timestamp() - began:.1f}: {seconds:.1f} s"
+            for number, kind, at, seconds in cursor.fetchall()
+        ]
+
+
 def life(offender: str, began: float) -> str:
     """What is known of the task that an offender's words begin with, in seconds since the faults began."""
     task_id = offender.removeprefix("record ").removeprefix("a run of ").split(" ")[0].rstrip(",:")
@@ -182,6 +205,20 @@ def life(offender: str, began: float) -> str:
         cursor.execute(_LIFE, {"task_id": task_id})
         lines = [f"  {at.timestamp() - began:6.2f} {what}" for at, what in cursor.fetchall()]
     return "\n".join([f"--- life of {task_id}", *lines])
+
+
+def _causeless(harm: Harm) -> list[str]:
+    """Runs that were taken for lost although nothing had been done to their workers."""
+    with connection.cursor() as cursor:
+        cursor.execute(_LOST)
+        return [
+            f"{task_id} on {worker}"
+            for task_id, worker, claimed, lost in cursor.fetchall()
+            if not any(
+                name == worker and begin <= lost.timestamp() and end >= claimed.timestamp() - 1
+                for begin, end, name in harm
+            )
+        ]
 
 
 def _gaps() -> Iterator[str]:

@@ -145,8 +145,9 @@ def _judge(cluster: Cluster, storm: Storm, report: Report) -> Report:
     from tests.chaos import oracle
 
     report.faults, report.notes = [what for _, what in storm.done], storm.notes
-    report.violations = [(each.invariant.name, each.count, each.offenders) for each in oracle.findings()]
-    report.statistics = oracle.statistics()
+    report.violations = [(each.invariant.name, each.count, each.offenders) for each in oracle.findings(storm.harm)]
+    report.statistics, slow = oracle.statistics(), oracle.slow_submits(storm.began)
+    report.notes += [f"slow: {submit}" for submit in slow]
     if report.violations:
         report.said = {name: program.said() for name, program in cluster.programs.items()}
         report.lives = [oracle.life(offenders[0], storm.began) for _, _, offenders in report.violations]

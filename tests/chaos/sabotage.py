@@ -65,8 +65,8 @@ def mark_whatever_gen() -> None:
 def revoke_in_any_state() -> None:
     from tasks_app import moves
 
-    replace(moves, "_REVOKE", f"WHERE {_WAITS} AND", "WHERE")
-    moves.TaskQuerySet.waiting = lambda self: self.all()  # type: ignore[method-assign]
+    replace(moves, "_STOP", "WHERE state IN ('PENDING', 'STARTED', 'RETRY') AND", "WHERE")
+    moves.TaskQuerySet.unfinished = lambda self: self.all()  # type: ignore[method-assign]
 
 
 def no_rescue() -> None:
@@ -224,7 +224,7 @@ GUARDS = {
         "A rescuer that was blind waits for a lease.", no_patience, _run("stop postgres", mix=["long"], per_minute=15)
     ),
     "lost-limit": Guard(
-        "A task is not repeated for ever.", any_number_lost, _run(*_KILLS, mix=["long", "deadly", "single"])
+        "A lost run is repeated only as often as its task says.", any_number_lost, _run(*_KILLS, mix=["deadly", "long"])
     ),
     "census": Guard(
         "What the broker has lost is published again.",
