@@ -197,7 +197,8 @@ class RecordBackend(ChordBackend):
     def mark_as_dropped(self, request, state: str, exc: Exception) -> None:
         """End a run whose body raised Ignore or Reject."""
         if getattr(exc, "requeue", False):
-            TaskRecord.objects.mark_requeued(request.id, gen_of(request))
+            if not TaskRecord.objects.mark_requeued(request.id, gen_of(request)):
+                self.mark_as_revoked(request.id, "asked to stop", request)
             return
         with transaction.atomic():
             if TaskRecord.objects.mark_dropped(request.id, gen_of(request), state):

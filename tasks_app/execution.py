@@ -103,10 +103,12 @@ class ConsoleTask(DjangoTask):
         """Go on as `sig`: its last step, which has this task's id, takes the record over when it is sent."""
         if self.request.is_eager:
             return super().on_replace(sig)
-        with transaction.atomic():
-            TaskRecord.objects.mark_replaced(self.request.id, gen_of(self.request))
-            sig.delay()
         self.request.claimed = False
+        with transaction.atomic():
+            if TaskRecord.objects.mark_replaced(self.request.id, gen_of(self.request)):
+                sig.delay()
+            else:
+                self.backend.mark_as_revoked(self.request.id, "asked to stop", self.request)
         raise Ignore(f"Replaced by {sig.name}")
 
 

@@ -14,10 +14,10 @@ import time
 from contextlib import suppress
 
 from celery import current_app
+from celery.platforms import signals
 from celery.worker import state
 from django.conf import settings
 from django.db import DatabaseError, connections
-from kombu.asynchronous import get_event_loop
 
 from tasks_app.execution import gen_of
 from tasks_app.models import TaskRecord
@@ -32,9 +32,8 @@ SHUTDOWN_GRACE: float = getattr(settings, "WORKER_SHUTDOWN_GRACE", 25.0)
 class Leases(threading.Thread):
     """Renews each third of a lease; `hand_back_after` begins the end."""
 
-    def __init__(self, pool):
+    def __init__(self):
         super().__init__(name="leases", daemon=True)
-        self._pool = pool
         self._woken = threading.Event()
         self._hand_back_at: float | None = None
         self._ended = False
@@ -80,24 +79,14 @@ class Leases(threading.Thread):
         for request in held.values():
             runs, stop_signal = mine.get(request.id, (False, ""))
             if runs and stop_signal:
-                self._on_loop(self._terminate, request, stop_signal)
-            elif request.id in taken_away:
-                self._on_loop(self._kill, request)
+                self._stop_run(request, stop_signal)
+            elif request.id in taken_away and _kill(request, signal.SIGKILL):
+                logger.warning("Task %s was revoked, or went elsewhere meanwhile: killed.", request.id)
 
-    def _on_loop(self, action, *args) -> None:
-        """Have the worker's own thread do it, as Celery's remote control would: its connections are not ours."""
-        loop = get_event_loop()
-        if loop is not None:
-            loop.call_soon(action, *args)
-
-    def _terminate(self, request, stop_signal: str) -> None:
-        if request in state.active_requests:
-            request.terminate(self._pool, signal=stop_signal)
-
-    def _kill(self, request) -> None:
-        if request in state.active_requests and request.worker_pid:
-            logger.warning("Task %s was revoked, or went elsewhere while this worker was cut off: killed.", request.id)
-            self._pool.terminate_job(request.worker_pid, signal.SIGKILL)
+    def _stop_run(self, request, stop_signal: str) -> None:
+        """From here, and not from the worker's own thread: that one may be waiting for a broker to come back."""
+        if _kill(request, signals.signum(stop_signal)):
+            current_app.backend.mark_as_revoked(request.id, "terminated", request._context)
 
     def _hand_back(self) -> None:
         """Hand back what is held. A run whose task may be repeated waits for another worker; any other has failed."""
@@ -112,8 +101,7 @@ class Leases(threading.Thread):
             logger.error("Not handed back, to be found by their leases: %s", str(error).strip())
         logger.warning("Ends with %d runs and %d messages handed back.", len(running), len(waiting))
         for request in running:
-            if request.worker_pid and request.worker_pid != os.getpid():
-                _kill_quietly(request.worker_pid)
+            _kill(request, signal.SIGKILL)
         self._hand_back_at = None
         last_resort = threading.Timer(3, os._exit, [0])  # Celery's own end may hang on what the killed left unread
         last_resort.daemon = True
@@ -136,6 +124,11 @@ def _in_time(request) -> bool:
     return not (limit and request.time_start and time.time() > request.time_start + limit + LEASE)
 
 
-def _kill_quietly(pid: int) -> None:
+def _kill(request, number: int) -> bool:
+    """Signal the child that is at a run; False where there is none any more, or where the run has no child."""
+    if request not in _snapshot(state.active_requests) or request.worker_pid in (None, os.getpid()):
+        return False
     with suppress(ProcessLookupError):
-        os.kill(pid, signal.SIGKILL)
+        os.kill(request.worker_pid, number)
+        return True
+    return False

@@ -182,13 +182,11 @@ class TaskQuerySet(models.QuerySet["TaskRecord"]):
         return published.update(gen=models.F("gen") + 1, publish_at=Now(), published_at=None, lease_until=None)
 
     def mark_replaced(self, task_id: str, gen: int) -> bool:
-        """End a run whose task goes on as another, or as the last step of a workflow, under its id (Task.replace)."""
-        run = self.filter(task_id=task_id, gen=gen, state=states.STARTED)
-        return bool(
-            run.update(
-                state=states.PENDING, gen=gen + 1, publish_at=None, published_at=None, lease_until=None, slot_at=None
-            )
-        )
+        """End a run whose task goes on as another, or as the last step of a workflow, under its id (Task.replace).
+
+        False where it was asked to stop, or is not in force.
+        """
+        return bool(self._repeatable(task_id, gen).update(publish_at=None, **_waiting_again(gen)))
 
     def take_over(self, successor: "TaskRecord"):
         """Let a replaced task's record wait as its successor. None where there is no such record."""
@@ -214,18 +212,25 @@ class TaskQuerySet(models.QuerySet["TaskRecord"]):
         """
         return bool(execute(_MARK_UNREGISTERED, [reason, task_id, grace]).rowcount)
 
-    def mark_requeued(self, task_id: str, gen: int) -> int:
-        """Let a run whose body raised Reject(requeue=True) wait again, to be published by the relay in a second."""
-        run = self.filter(task_id=task_id, gen=gen, state=states.STARTED)
-        return run.update(
-            state=states.PENDING, gen=gen + 1, published_at=None, lease_until=None, slot_at=None,
-            publish_at=Now() + timedelta(seconds=1),
-        )  # fmt: skip
+    def mark_requeued(self, task_id: str, gen: int) -> bool:
+        """Let a run whose body raised Reject(requeue=True) wait again, to be published by the relay in a second.
+
+        False where it was asked to stop, or is not in force.
+        """
+        in_a_second = Now() + timedelta(seconds=1)
+        return bool(self._repeatable(task_id, gen).update(publish_at=in_a_second, **_waiting_again(gen)))
+
+    def _repeatable(self, task_id: str, gen: int):
+        return self.filter(task_id=task_id, gen=gen, state=states.STARTED, cancel_at=None)
 
     def mark_dropped(self, task_id: str, gen: int, state: str) -> int:
         """End a run whose body raised Celery's Ignore or Reject: there is no result."""
         run = self.filter(task_id=task_id, gen=gen, state=states.STARTED)
         return run.update(state=state, finished_at=Now(), lease_until=None)
+
+
+def _waiting_again(gen: int) -> dict[str, Any]:
+    return {"state": states.PENDING, "gen": gen + 1, "published_at": None, "lease_until": None, "slot_at": None}
 
 
 def _arrays(messages: Iterable[tuple[str, int]]) -> list[list]:

@@ -23,6 +23,7 @@ from celery import Celery, canvas, current_app
 from celery.app.control import Control
 from django.conf import settings
 from django.db import connection, transaction
+from django.db.models import Q
 from django.utils import timezone
 from django.utils.dateparse import parse_datetime
 from kombu.exceptions import EncodeError, OperationalError
@@ -110,11 +111,11 @@ class RecordingControl(Control):
         task_ids = [task_id] if isinstance(task_id, str) else list(task_id)
         stopped = self._stop(TaskRecord.objects.filter(task_id__in=task_ids), signal if terminate else "")
         others = [task_id for task_id in task_ids if stopped.get(task_id) != states.REVOKED]
-        if others:
+        if others and self.app.publisher.is_reached():
             try:
                 return super().revoke(others, destination, terminate=terminate, signal=signal, **kwargs)
             except OperationalError as error:
-                logger.warning("Workers hear of a revoke only by their leases: the broker is away (%s).", error)
+                logger.warning("Workers hear of a revoke by their leases only: %s", error)
         return None
 
     def revoke_workflow(self, root_id: str, terminate: bool = False, signal: str = "SIGTERM") -> dict[str, str]:
@@ -122,7 +123,10 @@ class RecordingControl(Control):
         from tasks_app.models import TaskRecord
 
         stopped: dict[str, str] = {}
-        workflow = TaskRecord.objects.in_workflow(root_id).filter(cancel_at=None)
+        workflow = TaskRecord.objects.in_workflow(root_id)
+        workflow = (
+            workflow.filter(Q(cancel_at=None) | Q(cancel_signal="")) if terminate else workflow.filter(cancel_at=None)
+        )
         while more := self._stop(workflow, signal if terminate else ""):  # a step may have followed meanwhile
             stopped |= more
         running = [task_id for task_id, state in stopped.items() if state == states.STARTED]

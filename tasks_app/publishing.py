@@ -84,6 +84,16 @@ class Publisher:
         with self.connection() as connection:
             connection.ensure_connection(max_retries=1, timeout=1)
 
+    def is_reached(self) -> bool:
+        """Whether the broker answers, within a second or two; for what would wait for it without end."""
+        if not self.breaker.is_open:
+            try:
+                self.ask()
+            except OperationalError as error:
+                logger.warning("Broker not reached: %s", error)
+                self.breaker.trip()
+        return not self.breaker.is_open
+
     def _declare(self, queues: set[str], producer) -> None:
         declared = producer.connection.declared_entities  # kombu's own memory, forgotten when it reconnects
         for name in queues - declared:

@@ -7,7 +7,8 @@ from celery import current_app
 from celery.exceptions import OperationalError as CeleryOperationalError
 from django.contrib import messages
 from django.db import transaction
-from django.db.models.functions import Left
+from django.db.models import Q, TextField
+from django.db.models.functions import Cast, Left
 from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
 from django.shortcuts import get_object_or_404, redirect, render
 from django.template.defaultfilters import pluralize
@@ -20,7 +21,7 @@ from tasks_app import states
 from tasks_app.client import CeleryClient
 from tasks_app.forms import TaskFilter
 from tasks_app.health import check_celery_health
-from tasks_app.models import PHASES, TaskAttempt, TaskRecord
+from tasks_app.models import PHASES, TaskRecord
 from tasks_app.pages import is_live, log, page_or_part, staff_with
 from tasks_app.tracebacks import frames
 
@@ -91,7 +92,8 @@ def task_detail(request: HttpRequest, task_id: str) -> HttpResponse:
     result = TaskResult.objects.filter(task_id=task_id).first()
     traceback = result.traceback if result else None
     family = list(_family(record)[: FAMILY + 1])
-    has_open_family = bool(family) and TaskRecord.objects.in_workflow(record.root_id).unfinished().exists()
+    still_open = TaskRecord.objects.in_workflow(record.root_id).unfinished()
+    has_open_family = bool(family) and still_open.exists()
     context = {
         "title": record.name,
         "record": record,
@@ -104,6 +106,7 @@ def task_detail(request: HttpRequest, task_id: str) -> HttpResponse:
         "family": family[:FAMILY],
         "has_more_family": len(family) > FAMILY,
         "has_open_family": has_open_family,
+        "can_revoke_family": has_open_family and still_open.filter(cancel_at=None).exists(),
         "earlier": TaskRecord.objects.filter(name=record.name, pk__lt=record.pk).only(*_LISTED)[:8],
         "run": getattr(record, "schedule_run", None),
         "can_change": request.user.has_perm(CHANGE),
@@ -195,10 +198,17 @@ def _found(asked: dict):
     if asked.get("phase"):
         records = records.filter(PHASES[asked["phase"]])
     if name := asked.get("q"):
-        records = records.filter(name=name) if name in current_app.tasks else records.filter(name__icontains=name)
+        records = records.filter(name=name) if name in current_app.tasks else _mentioning(records, name)
     if asked.get("before"):
         records = records.filter(pk__lt=asked["before"])
     return records
+
+
+def _mentioning(records, text: str):
+    """Those with `text` in their name, or in their arguments, which are kept as JSON that is plain ASCII."""
+    encoded = json.dumps(text)[1:-1]
+    records = records.annotate(**{f"{name}_text": Cast(name, TextField()) for name in ("args", "kwargs")})
+    return records.filter(Q(name__icontains=text) | Q(args_text__contains=encoded) | Q(kwargs_text__contains=encoded))
 
 
 def _family(record: TaskRecord):
@@ -207,11 +217,11 @@ def _family(record: TaskRecord):
     return others.only(*_LISTED, "parent_id", "group_id")
 
 
-def _attempts(record: TaskRecord) -> list[TaskAttempt]:
-    """The runs before the last one, without what is long of them: the newest, in their order."""
+def _attempts(record: TaskRecord) -> list[dict]:
+    """The runs before the last one, the newest of them, in their order, and of what is long the starts."""
     starts = {f"{name}_start": Left(name, SHOWN) for name in ("exc_message", "traceback")}
-    newest = record.attempts.defer("exc_message", "traceback").annotate(**starts).order_by("-attempt")
-    return list(newest[:ATTEMPTS])[::-1]
+    newest = record.attempts.order_by("-attempt").values("attempt", "finished_at", "exc_type", **starts)
+    return [dict(row) for row in newest[:ATTEMPTS]][::-1]
 
 
 def _pretty(encoded: str | None) -> str:

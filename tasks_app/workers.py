@@ -75,9 +75,9 @@ def end_child(**_) -> None:
 
 
 @worker_ready.connect
-def start_threads(sender, **_) -> None:
+def start_threads(**_) -> None:
     global _relay, _leases
-    _relay, _leases = Relay(), Leases(sender.controller.pool)
+    _relay, _leases = Relay(), Leases()
     _relay.start()
     _leases.start()
 

@@ -206,14 +206,16 @@ def test_the_list_is_filtered_by_name_whole_or_in_part(viewer):
     assert shown(viewer.get(LIST, {"q": "AMPLE"})) == ["task-2", "task-1", "task-0"]
 
 
-def test_a_search_looks_at_names_and_says_so(viewer):
-    add(name="отчёт.北京"), add(name="sample.😀"), add(args=["北京 😀"]), add(name="sample.东京")
-    assert shown(viewer.get(LIST, {"q": "北京"})) == ["task-0"]
+def test_a_search_looks_at_names_and_arguments_and_says_so(viewer):
+    add(name="отчёт.北京"), add(kwargs={"who": "sample.😀"}), add(args=["北京 – Ærø"]), add(args=['a "quoted" 100%_\\'])
+    assert shown(viewer.get(LIST, {"q": "北京"})) == ["task-2", "task-0"]
     assert shown(viewer.get(LIST, {"q": "😀"})) == ["task-1"]
-    nothing = viewer.get(LIST, {"q": "Ærø"})
+    assert shown(viewer.get(LIST, {"q": 'a "quoted" 100%_\\'})) == ["task-3"]
+    assert shown(viewer.get(LIST, {"q": "100__"})) == []
+    nothing = viewer.get(LIST, {"q": "nowhere"})
     assert shown(nothing) == []
-    assert "Names and ids are searched, not arguments or results." in nothing.text
-    assert 'value="Ærø"' in nothing.text
+    assert "Names, ids and arguments are searched, not results." in nothing.text
+    assert 'value="nowhere"' in nothing.text
 
 
 def test_the_search_for_an_id_leads_to_its_page_but_never_a_live_part(viewer):
@@ -420,7 +422,7 @@ def test_of_very_many_runs_the_newest_are_listed_and_nothing_long_of_them(viewer
             attempt=n, state="RETRY", finished_at=timezone.now(), exc_type="E", exc_message=long, traceback=long
         )
     response = viewer.get(detail("task-0"))
-    assert [attempt.attempt for attempt in response.context["attempts"]] == [3, 4]
+    assert [attempt["attempt"] for attempt in response.context["attempts"]] == [3, 4]
     assert "earlier runs are not listed" in response.text
     assert len(response.content) < 100_000
     record.attempts.filter(attempt__lt=3).delete()
@@ -765,6 +767,14 @@ def test_a_whole_workflow_is_revoked(operator, broadcast):
 def test_only_an_unfinished_workflow_can_be_revoked(operator, found, is_offered):
     for task in workflow(*found):
         assert (action("revoke_workflow", task.task_id) in operator.get(detail(task.task_id)).text) is is_offered
+
+
+def test_a_workflow_of_which_all_was_asked_to_stop_is_followed_but_not_revoked_again(operator):
+    workflow(states.SUCCESS, states.STARTED)
+    TaskRecord.objects.filter(task_id="task-1").update(cancel_at=timezone.now())
+    text = operator.get(detail("task-0")).text
+    assert action("revoke_workflow", "task-0") not in text
+    assert 'hx-trigger="every 1s"' in text
 
 
 def test_who_may_only_view_is_not_offered_to_revoke_a_workflow(viewer):

@@ -5,7 +5,7 @@ from django import template
 from django.utils import timezone
 from django.utils.html import format_html
 
-from tasks_app.models import TaskAttempt, TaskRecord
+from tasks_app.models import TaskRecord
 
 register = template.Library()
 
@@ -59,19 +59,19 @@ def state(record: TaskRecord) -> dict:
 
 
 @register.filter
-def outcome(attempt: TaskAttempt) -> str:
+def outcome(attempt: dict) -> str:
     """What became of a run that did not finish its task."""
-    if attempt.exc_type == "WorkerLostError":
+    if attempt["exc_type"] == "WorkerLostError":
         return "lost"
-    if not attempt.exc_type and attempt.exc_message_start.startswith("its worker was told to end"):
+    if not attempt["exc_type"] and attempt["exc_message_start"].startswith("its worker was told to end"):
         return "handed back"
     return "retried"
 
 
 @register.filter
-def why(attempt: TaskAttempt) -> str:
+def why(attempt: dict) -> str:
     """The start of what it ended with: `ValueError: no ledger`."""
-    return ": ".join(filter(None, (attempt.exc_type, attempt.exc_message_start)))
+    return ": ".join(filter(None, (attempt["exc_type"], attempt["exc_message_start"])))
 
 
 @register.filter

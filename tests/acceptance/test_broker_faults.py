@@ -33,7 +33,7 @@ from tests.acceptance.processes import Manage, eventually
 from tests.acceptance.proxy import Proxy
 from tests.acceptance.test_behaviours import finished, record_of
 from tests.sample.behaving import mark
-from tests.sample.tasks import LEDGER, count, echo
+from tests.sample.tasks import LEDGER, count, echo, late_sleep
 from tests.servers import directory
 
 app = current_app._get_current_object()
@@ -77,7 +77,7 @@ class Installation:
 
     def connect(self, broker_url: str) -> None:
         """Have everybody use the broker by that address."""
-        if broker_url == self.broker_url:
+        if broker_url == self.broker_url and self.ended() == "":
             return
         self._stop_processes()
         self.broker_url = broker_url
@@ -94,8 +94,13 @@ class Installation:
 
     def _stop_processes(self) -> None:
         for process in self.processes:
-            process.kill()
+            if process.process.poll() is None:
+                process.kill()
             process.__exit__()
+
+    def ended(self) -> str:
+        """What those said that are no longer there."""
+        return "\n".join(each.said()[-3000:] for each in self.processes if each.process.poll() is not None)
 
     @property
     def worker(self) -> Manage:
@@ -126,10 +131,10 @@ def installation(committed):
 
 @pytest.fixture
 def direct(installation):
-    """The installation; at the end of the test, its two processes are those that were there before."""
+    """The installation. At the end of the test its two processes are those that were there before."""
     installation.connect(installation.broker.url)
     yield installation
-    assert [process.process.poll() for process in installation.processes] == [None, None]
+    assert not (said := installation.ended()), said
 
 
 @pytest.fixture(scope="module")
@@ -143,7 +148,7 @@ def proxied(installation, proxy):
     """The same, with a proxy between the broker and everybody."""
     installation.connect(installation.broker.url.replace(f":{installation.broker.port}/", f":{proxy.port}/"))
     yield installation
-    assert [process.process.poll() for process in installation.processes] == [None, None]
+    assert not (said := installation.ended()), said
 
 
 @contextmanager
@@ -213,11 +218,16 @@ def runs_in(path: Path) -> int:
 # The broker restarts (behaviours 11 and 36)
 
 
-def test_worker_and_scheduler_go_on_after_two_restarts_of_the_broker_in_a_row(direct, every_second):
+def test_worker_and_scheduler_go_on_after_two_restarts_of_the_broker_in_a_row(direct, every_second, executions):
+    """The worker holds a message meanwhile that is not acknowledged."""
+    tag = str(uuid4())
+    running = late_sleep.delay(tag, 2)
+    eventually(lambda: executions(tag) == 1)
     for _ in range(2):
         with down(direct.broker):
             pass
     assert client.get_result(client.submit("number_sum", [2, 3]).id, timeout=10) == 5
+    assert (client.get_result(running.id, timeout=10), executions(tag)) == (2, 1)
     fires_on(every_second)
 
 

@@ -6,15 +6,15 @@ import signal
 import subprocess
 import sys
 import tempfile
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
 from pathlib import Path
 
+from tests.chaos.cluster import ROOT
 from tests.chaos.run import FAULTS_PER_MINUTE, RATE, SETTLE, Report, Scenario, run
 from tests.chaos.sabotage import GUARDS
 
 #: What `script/chaos` runs by itself.
-SEEDS = "1-14"
+SEEDS, SECONDS = "1-8", 100
 
 
 def main() -> int:
@@ -38,7 +38,7 @@ def _options() -> argparse.Namespace:
     which.add_argument("--seed", type=int, help="one run")
     which.add_argument("--seeds", default=SEEDS, metavar="A-B", help="many, one after the other (default: %(default)s)")
     which.add_argument("--guards", nargs="*", metavar="GUARD", help="each guard taken away, or these: each has to show")
-    parser.add_argument("--seconds", type=float, default=60, help="of load and faults (default: %(default)g)")
+    parser.add_argument("--seconds", type=float, default=SECONDS, help="of load and faults (default: %(default)g)")
     parser.add_argument("--faults-per-minute", type=float, default=FAULTS_PER_MINUTE, help="(default: %(default)g)")
     parser.add_argument("--rate", type=float, default=RATE, help="submissions a second (default: %(default)g)")
     parser.add_argument("--kinds", nargs="*", default=[], help="of faults; all by default")
@@ -62,7 +62,7 @@ def _scenario(options: argparse.Namespace, seed: int) -> Scenario:
 def lane(scenarios: list[Scenario]) -> int:
     reports = []
     for scenario in scenarios:
-        reports.append(in_a_process(scenario))
+        reports += in_processes(scenario)
         print(reports[-1], flush=True)
     print(f"\n{'seed':>5} {'faults':>7} {'tasks':>6} {'starts':>7} {'lost':>5} {'violations':>11} {'seconds':>8}")
     for each in reports:
@@ -81,16 +81,16 @@ def guards(names: list[str]) -> int:
     """Each scenario without its guard, which has to show, and with it, which has to pass."""
     failed, lines = [], []
     for name in names:
-        scenario = GUARDS[name].scenario
+        guard, scenario = GUARDS[name], GUARDS[name].scenario
         both = replace(scenario, without=name), replace(scenario, sql="", settle=SETTLE)
-        with ThreadPoolExecutor() as pool:
-            off, on = pool.map(in_a_process, both)
-        shown = ", ".join(name for name, _, _ in off.violations) or "NOTHING"
-        if on.violations or not off.violations:
+        off, on = in_processes(*both)
+        shown = any(violated.startswith(guard.shows) for violated, _, _ in off.violations)
+        if on.violations or not shown:
             failed.append(name)
             print(on if on.violations else off, flush=True)
         passed = "FAILS" if on.violations else "passes"
-        lines.append(f"{name:<13} {scenario.seed:>4}  {passed:<9} {shown}")
+        violated = ", ".join(name for name, _, _ in off.violations) or "nothing"
+        lines.append(f"{name:<13} {scenario.seed:>4}  {passed:<9} {'' if shown else 'NOT SHOWN: '}{violated}")
         print(lines[-1], flush=True)
     print(f"\n{'guard':<13} seed  with it   without it, violated:")
     print("\n".join(lines))
@@ -98,21 +98,28 @@ def guards(names: list[str]) -> int:
     return bool(failed)
 
 
-def in_a_process(scenario: Scenario) -> Report:
-    """A run in a process of its own."""
-    with tempfile.NamedTemporaryFile("r", suffix=".json") as answer:
-        command = [sys.executable, "-m", "tests.chaos", *_arguments(scenario), "--json", answer.name]
-        process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+def in_processes(*scenarios: Scenario) -> list[Report]:
+    """Run them side by side, each in a process of its own."""
+    with tempfile.TemporaryDirectory() as answers:
+        files = [Path(answers) / f"{number}.json" for number in range(len(scenarios))]
+        processes = [
+            subprocess.Popen(
+                [sys.executable, "-m", "tests.chaos", *_arguments(scenario), f"--json={file}"],
+                cwd=ROOT,
+                stdout=subprocess.DEVNULL,
+            )
+            for scenario, file in zip(scenarios, files, strict=True)
+        ]
         try:
-            process.wait()
-        except BaseException:  # Ctrl-C: let it clear up
-            process.terminate()
-            process.wait()
-            raise
-        text = answer.read()
-    if not text:
-        raise SystemExit(f"{' '.join(command)} ended with {process.returncode}, without a report.")
-    return Report(**json.loads(text))
+            for process in processes:
+                process.wait()
+        finally:  # Ctrl-C: let them clear up
+            for process in processes:
+                process.terminate()
+                process.wait()
+        if missing := [process.args for process, file in zip(processes, files, strict=True) if not file.exists()]:
+            raise SystemExit(f"Ended without a report: {missing}")
+        return [Report(**json.loads(file.read_text())) for file in files]
 
 
 def _arguments(scenario: Scenario) -> list[str]:

@@ -1,5 +1,6 @@
 """What must hold when all is quiet again: the doctor's invariants, and those that only the ledger can tell."""
 
+import re
 from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime
 from itertools import pairwise
@@ -204,7 +205,7 @@ def life(offender: str, began: float) -> str:
     with connection.cursor() as cursor:
         cursor.execute(_LIFE, {"task_id": task_id})
         lines = [f"  {at.timestamp() - began:6.2f} {what}" for at, what in cursor.fetchall()]
-    return "\n".join([f"--- life of {task_id}", *lines])
+    return "\n".join([f"--- life of {task_id}", *lines]) if lines else ""
 
 
 def _causeless(harm: Harm) -> list[str]:
@@ -234,4 +235,5 @@ def _gaps() -> Iterator[str]:
 
 
 def _stands_for(run: ScheduleRun, due: datetime | None, schedule: Schedule) -> bool:
-    return schedule.catch_up == Schedule.CatchUp.LATEST and f"missed since {due:%Y-%m-%d %H:%M:%S}" in run.detail
+    since = re.search(r"missed since (\S+ \S+) UTC", run.detail)
+    return schedule.catch_up == Schedule.CatchUp.LATEST and since is not None and since[1] <= f"{due:%Y-%m-%d %H:%M:%S}"

@@ -150,5 +150,6 @@ def _judge(cluster: Cluster, storm: Storm, report: Report) -> Report:
     report.notes += [f"slow: {submit}" for submit in slow]
     if report.violations:
         report.said = {name: program.said() for name, program in cluster.programs.items()}
-        report.lives = [oracle.life(offenders[0], storm.began) for _, _, offenders in report.violations]
+        lives = [oracle.life(offenders[0], storm.began) for _, _, offenders in report.violations]
+        report.lives = list(filter(None, dict.fromkeys(lives)))
     return report

@@ -14,8 +14,11 @@ from tests.chaos.run import Scenario
 
 @dataclass(frozen=True)
 class Guard:
+    """`shows`: how the name of an invariant begins that does not hold without it."""
+
     sentence: str
     remove: Callable[[], None]
+    shows: str
     scenario: Scenario
 
 
@@ -191,7 +194,7 @@ _NO_CENSUS = {"TASK_CENSUS_GRACE": "600"}
 
 def _run(*kinds: str, mix: Sequence[str], seed: int = 1, per_minute: float = 60, **options) -> Scenario:
     """Short; `kinds` of faults."""
-    return Scenario(seed, 12, per_minute, kinds=kinds, mix=mix, settle=20, **options)
+    return Scenario(seed, 12, per_minute, kinds=kinds, mix=mix, settle=25, **options)
 
 
 def _calm(*mix: str, **options) -> Scenario:
@@ -203,50 +206,69 @@ GUARDS = {
     "claim-gen": Guard(
         "Only the message in force claims a run.",
         claim_by_any_message,
+        "I4",
         _run("repeat messages", mix=["flaky", "single"]),
     ),
     "claim-state": Guard(
-        "Only what waits is claimed.", claim_in_any_state, _run("repeat messages", mix=["long", "single"])
+        "Only what waits is claimed.",
+        claim_in_any_state,
+        "I4",
+        _run("repeat messages", mix=["long", "single"]),
     ),
     "close-gen": Guard(
         "Only the run in force closes the record.",
         close_by_any_run,
-        _run("freeze worker", "freeze parent", mix=["long"]),
+        "I3",
+        _run("freeze worker", "freeze parent", mix=["long"], rate=2),
     ),
-    "close-state": Guard("What has ended is not closed again.", close_what_has_ended, _calm("limited", "single")),
+    "close-state": Guard("What has ended is not closed again.", close_what_has_ended, "I8", _calm("limited", "single")),
     "mark-gen": Guard(
-        "Only the message in force is marked as published.", mark_whatever_gen, _calm("flaky", settings=_NO_CENSUS)
+        "Only the message in force is marked as published.",
+        mark_whatever_gen,
+        "I1",
+        _calm("flaky", settings=_NO_CENSUS),
     ),
-    "revoke-state": Guard("Only what waits is revoked.", revoke_in_any_state, _calm("revoked_waiting")),
-    "rescue": Guard("A run whose lease ran out is ended.", no_rescue, _run(*_KILLS, mix=["long", "single"])),
-    "renewal": Guard("A live run keeps its lease.", no_renewal, _calm("long")),
+    "revoke-state": Guard("Only what waits is revoked.", revoke_in_any_state, "I8", _calm("revoked_waiting")),
+    "rescue": Guard(
+        "A run whose lease ran out is ended.", no_rescue, "runs hold a lease", _run(*_KILLS, mix=["long", "single"])
+    ),
+    "renewal": Guard("A live run keeps its lease.", no_renewal, "I11", _calm("long", rate=1)),
     "patience": Guard(
-        "A rescuer that was blind waits for a lease.", no_patience, _run("stop postgres", mix=["long"], per_minute=15)
+        "A rescuer that was blind waits for a lease.",
+        no_patience,
+        "I11",
+        _run("stop postgres", mix=["long"], per_minute=15, rate=1),
     ),
     "lost-limit": Guard(
-        "A lost run is repeated only as often as its task says.", any_number_lost, _run(*_KILLS, mix=["deadly", "long"])
+        "A lost run is repeated only as often as its task says.", any_number_lost, "I4", _calm("deadly", rate=1)
     ),
     "census": Guard(
         "What the broker has lost is published again.",
         no_census,
-        _run("lose messages", "kill worker", mix=["many", "long"]),
+        "I1",
+        _run("lose messages", "kill worker", mix=["many", "single"]),
     ),
     "epoch": Guard(
         "What a broker that came back empty has lost is published again at once.",
         no_epoch,
-        _run("flush broker", "kill broker", mix=["many", "long"], settings=_NO_CENSUS),
+        "I1",
+        _run("flush broker", "kill broker", mix=["many", "single"], settings=_NO_CENSUS),
     ),
-    "relay": Guard("What its submitter did not publish is published.", no_relay, _calm("delayed")),
-    "on-commit": Guard("Nothing is published before its commit.", publish_at_once, _calm("single")),
+    "relay": Guard("What its submitter did not publish is published.", no_relay, "I1", _calm("delayed")),
+    "on-commit": Guard("Nothing is published before its commit.", publish_at_once, "I2", _calm("single")),
     "successors": Guard(
         "What follows from a task is written in the transaction that closes it.",
         successors_apart,
+        "I1 every task is recorded",
         _run(*_KILLS, mix=["chain", "chord", "linked"]),
     ),
-    "chord-lock": Guard("Members of a chord are counted one after the other.", chords_unlocked, _calm("chord")),
+    "chord-lock": Guard(
+        "Members of a chord are counted one after the other.", chords_unlocked, "chords are closed", _calm("chord")
+    ),
     "run-once": Guard(
         "A due time has one run.",
         due_times_twice,
+        "a due time has one run",
         _run(
             "turn back schedules",
             mix=["single"],
