@@ -12,6 +12,7 @@ from django.db import connection
 from django_celery_results.models import TaskResult
 
 from tasks_app import states
+from tasks_app.broker import has_epoch
 from tasks_app.client import CeleryClient
 from tasks_app.models import TaskRecord
 from tests.acceptance.conftest import BRISK
@@ -336,14 +337,18 @@ def test_each_step_is_recorded_once_and_nothing_is_left_open():
 
 
 def test_what_a_broker_forgot_that_restarted_empty_is_published_again():
+    eventually(has_epoch)
     results = [echo.apply_async([n], queue="wiped") for n in range(30)]
-    eventually(lambda: not TaskRecord.objects.filter(queue="wiped", published_at=None).exists())
+    waiting = TaskRecord.objects.filter(queue="wiped")
+    eventually(lambda: not waiting.filter(published_at=None).exists())
     app.connection_for_write().default_channel.client.flushall()
+    eventually(lambda: waiting.filter(gen__gt=1).count() == 30, 3, "sooner than by a census")
     with Manage("celery", "worker", "-Q", "wiped", "-c", "1", "-n", "wiped@%h", **BRISK):
         assert [client.get_result(result.id, timeout=30) for result in results] == list(range(30))
 
 
 def test_a_message_that_the_broker_lost_is_published_again():
+    eventually(has_epoch)
     result = echo.apply_async(["lost"], queue="lossy")
     eventually(lambda: record_of(result).published_at)
     redis = app.connection_for_write().default_channel.client
