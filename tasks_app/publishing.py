@@ -21,7 +21,7 @@ from celery.utils.saferepr import saferepr
 from django.db import DatabaseError, connections
 from kombu import pools
 from kombu.common import maybe_declare
-from kombu.exceptions import OperationalError
+from kombu.exceptions import BatchPublishError, OperationalError
 from kombu.utils.functional import maybe_list
 
 if TYPE_CHECKING:
@@ -69,6 +69,12 @@ class Publisher:
 
         Several messages go out together where the transport can do that.
         """
+        try:
+            self._publish(records)
+        except BatchPublishError as error:
+            raise OperationalError(str(error.__cause__ or error)) from error
+
+    def _publish(self, records: Sequence[TaskRecord]) -> None:
         with self.producers.acquire(block=True) as producer, producer.connection._reraise_as_library_errors():
             self._declare({record.queue for record in records if "exchange" not in record.options}, producer)
             with producer.batch() if len(records) > 1 else nullcontext():
