@@ -17,7 +17,7 @@ from django.db.models import Count, DateTimeField, Func
 
 from scheduling_app.models import Schedule, ScheduleRun
 from scheduling_app.triggers import Timing, TimingError, jittered
-from tasks_app.exceptions import TaskConsoleError
+from tasks_app.exceptions import NotUnique, TaskConsoleError
 from tasks_app.models import TaskRecord
 
 logger = logging.getLogger(__name__)
@@ -183,13 +183,14 @@ def _submit(runs: Sequence[ScheduleRun]) -> None:
     inserted = ScheduleRun.objects.insert(runs)
     new = [record for key, record in records.items() if key in inserted]
     for record in current_app.submit_new(new) if new else []:
-        _skip_not_unique(next(run for run in runs if run.record_id == record.task_id), record)
+        try:
+            current_app.submit_one(record)  # the other may have ended just now
+        except NotUnique as error:
+            _skip_not_unique(next(run for run in runs if run.record_id == record.task_id), error)
 
 
-def _skip_not_unique(run: ScheduleRun, record: TaskRecord) -> None:
-    holder = TaskRecord.objects.holder_of(record)
-    other = f"task {holder.task_id} is ({holder.state})" if holder else "another was, until just now"
-    changes = {"outcome": Outcome.SKIPPED, "reason": Reason.OVERLAP, "detail": f"To be there once, and {other}."}
+def _skip_not_unique(run: ScheduleRun, error: NotUnique) -> None:
+    changes = {"outcome": Outcome.SKIPPED, "reason": Reason.OVERLAP, "detail": str(error)[:500]}
     key = {"schedule": run.schedule, "scheduled_for": run.scheduled_for}
     ScheduleRun.objects.filter(**key).update(**changes, record=None)
     run.outcome, run.reason, run.detail, run.record_id = *changes.values(), None

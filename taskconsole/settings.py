@@ -79,7 +79,9 @@ DATABASES = {
 }
 
 #: Executions after which Postgres keeps a statement prepared; none behind a proxy that pools transactions.
-DATABASES["default"].setdefault("OPTIONS", {})["prepare_threshold"] = env.int("DATABASE_PREPARE_THRESHOLD", 5)
+DATABASES["default"].setdefault("OPTIONS", {})["prepare_threshold"] = (
+    env.int("DATABASE_PREPARE_THRESHOLD", 5) if env.str("DATABASE_PREPARE_THRESHOLD", "5") else None
+)
 
 # Language, time, static files
 LANGUAGE_CODE = "en-us"

@@ -26,7 +26,7 @@ from tasks_app import states
 from tasks_app.chords import ChordBackend
 from tasks_app.execution import foreign_record, gen_of, patiently, request_of
 from tasks_app.models import TaskRecord, printable
-from tasks_app.moves import execute
+from tasks_app.moves import brief_transaction, execute
 from tasks_app.notify import DUE_CHANNEL, notify
 from tasks_app.outbox import Successors, take_successors
 
@@ -201,8 +201,13 @@ class RecordBackend(ChordBackend):
                 self.mark_as_revoked(request.id, "asked to stop", request)
             return
         with transaction.atomic():
-            if TaskRecord.objects.mark_dropped(request.id, gen_of(request), state):
-                part = Context(id=request.id, group=request.group, chord=request.chord, root_id=request.root_id)
+            if not TaskRecord.objects.mark_dropped(request.id, gen_of(request), state):
+                own = TaskRecord.objects.filter(task_id=request.id, gen=gen_of(request)).first()
+                state = own.state if own else ""  # given by the body itself, with `update_state`
+            part = Context(id=request.id, group=request.group, chord=request.chord, root_id=request.root_id)
+            if state == celery_states.SUCCESS and part.chord:
+                self.on_chord_part_return(part, state, None)
+            elif state in states.READY_STATES:
                 self._follow(part, celery_states.FAILURE, exc)  # a chain that is left by Ignore just ends
 
     def follow_revoked(self, task_ids: Iterable[str]) -> None:
@@ -210,6 +215,10 @@ class RecordBackend(ChordBackend):
         in_workflow = Q(group_id__isnull=False) | Q(options__contains='"chain"')
         for record in TaskRecord.objects.filter(in_workflow, task_id__in=task_ids):
             self._follow(request_of(record), record.state, TaskRevokedError(record.exc_message))
+
+    def follow_end_of(self, record: TaskRecord, reason: str) -> None:
+        """The same for one that is not in the table as what it is."""
+        self._follow(request_of(record), celery_states.REVOKED, TaskRevokedError(reason))
 
     def fail_unpublishable(self, record: TaskRecord, error: Exception) -> None:
         """End a task of which no message can be made."""
@@ -222,7 +231,8 @@ class RecordBackend(ChordBackend):
         """What a task that did not succeed means for those that wait for it."""
         if request is None or not (request.chord or getattr(request, "chain", None) or request.errbacks):
             return
-        outer, self._root = self._root, getattr(request, "root_id", None) or self._root
+        outer = self._closing, self._root
+        self._closing, self._root = self._closing or request.id, getattr(request, "root_id", None) or self._root
         with _contained(request.id):
             if request.chord:
                 self.on_chord_part_return(request, state, exc)
@@ -230,7 +240,7 @@ class RecordBackend(ChordBackend):
         with _contained(request.id):  # by itself: an errback that is called here and now may break anything
             if call_errbacks and state == celery_states.FAILURE and request.errbacks:
                 self._call_task_errbacks(request, exc, traceback)
-        self._root = outer
+        self._closing, self._root = outer
 
     def _give_up(self, run: TaskRecord, reason: str) -> None:
         request = request_of(run)
@@ -254,8 +264,14 @@ class RecordBackend(ChordBackend):
             transaction.on_commit(lambda: self.app.publish_submitted([record]))
 
     def _store_result(self, task_id, result, status, traceback=None, request=None, using=None):
-        if status not in states.READY_STATES:  # RETRY, and states of a task's own (`update_state`)
+        if status == celery_states.RETRY:
             return super()._store_result(task_id, result, status, traceback, request, using)
+        if status not in states.READY_STATES:  # a state of the task's own, by `update_state`
+            with transaction.atomic():
+                if task_id != getattr(request, "id", None) or TaskRecord.objects.run_of(task_id, gen_of(request)):
+                    return super()._store_result(task_id, result, status, traceback, request, using)
+            _log_fenced(task_id, status)
+            return None
         exception = _exception_words(result) if status in states.EXCEPTION_STATES else ("", "")
         (content_type, content_encoding, encoded), note = self._kept(result, exception)
         meta = {**self._get_meta_from_request(request), "children": self.current_task_children(request)}
@@ -286,7 +302,9 @@ class RecordBackend(ChordBackend):
 
     def _close(self, task_id, state, request, encoded="", note="", exception=("", ""), result_row=()):
         """Close the record and store the result row, if any, in one statement. A task without a record gets one."""
-        gen = gen_of(request) if request is not None and hasattr(request, "id") else None
+        # A step that never came has no gen that anybody knows: what would have sent it closes it.
+        has_gen = request is not None and hasattr(request, "id") and self._closing in (None, task_id)
+        gen = gen_of(request) if has_gen else None
         preview = "" if exception[0] else encoded[:200]
         may_be_cancelled = state in (celery_states.SUCCESS, celery_states.REVOKED)
         values = [state, preview, note, *exception, task_id, gen, may_be_cancelled, *result_row]
@@ -365,7 +383,7 @@ def _contained(task_id: str) -> Iterator[None]:
 
 
 def _in_transaction(outcome: Callable[[], object]) -> None:
-    with transaction.atomic():
+    with brief_transaction(idle=60):  # an errback may be called in it
         outcome()
 
 

@@ -73,6 +73,9 @@ invariant(
     SELECT format('%%s, %%s since %%s', task_id, state, created_at) FROM {_TASKS}
     WHERE state IN ('PENDING', 'RETRY') AND publish_at IS NULL AND published_at IS NULL AND parked_at IS NULL
         AND created_at < {LATE}
+        AND NOT (attempt > 0 AND EXISTS (  -- it was replaced by a workflow, and waits to be its last step
+            SELECT FROM {_TASKS} AS step WHERE step.root_id = {_TASKS}.root_id AND step.task_id <> {_TASKS}.task_id
+                AND step.state IN ('PENDING', 'STARTED', 'RETRY')))
     """,
 )
 invariant(

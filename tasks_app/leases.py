@@ -37,6 +37,7 @@ class Leases(threading.Thread):
         self._woken = threading.Event()
         self._hand_back_at: float | None = None
         self._ended = False
+        self._is_complete = True
 
     def run(self) -> None:
         while not self._ended:
@@ -48,7 +49,7 @@ class Leases(threading.Thread):
             except Exception:
                 logger.exception("Leases not renewed")
             if self._hand_back_at is not None and time.monotonic() >= self._hand_back_at:
-                self._hand_back()
+                self._end()
             self._woken.wait(self._pause())
             self._woken.clear()
         connections.close_all()
@@ -64,7 +65,7 @@ class Leases(threading.Thread):
 
     def _pause(self) -> float:
         if self._hand_back_at is None:
-            return LEASE / 3
+            return LEASE / 3 if self._is_complete else min(1.0, LEASE / 3)  # some may be locked by others just now
         return min(LEASE / 3, max(self._hand_back_at - time.monotonic(), 0))
 
     def _renew(self) -> None:
@@ -82,30 +83,34 @@ class Leases(threading.Thread):
                 self._stop_run(request, stop_signal)
             elif request.id in taken_away and _kill(request, signal.SIGKILL):
                 logger.warning("Task %s was revoked, or went elsewhere meanwhile: killed.", request.id)
+        self._is_complete = not gone
 
     def _stop_run(self, request, stop_signal: str) -> None:
         """From here, and not from the worker's own thread: that one may be waiting for a broker to come back."""
         if _kill(request, signals.signum(stop_signal)):
             current_app.backend.mark_as_revoked(request.id, "terminated", request._context)
 
+    def _end(self) -> None:
+        self._hand_back_at = None
+        last_resort = threading.Timer(3, os._exit, [0])  # Celery's own end may hang on what the killed left unread
+        last_resort.daemon = True
+        last_resort.start()
+        try:
+            self._hand_back()
+        except Exception:
+            logger.exception("Not handed back, to be found by their leases")
+
     def _hand_back(self) -> None:
         """Hand back what is held. A run whose task may be repeated waits for another worker; any other has failed."""
         reason = f"its worker was told to end, and the run took longer than {SHUTDOWN_GRACE:g} s"
         running = _snapshot(state.active_requests)
         waiting = _snapshot(state.reserved_requests) - running
-        try:
-            for request in running:
-                current_app.backend.mark_as_released(request.id, _gen(request), reason)
-            TaskRecord.objects.mark_handed_back([(request.id, _gen(request)) for request in waiting])
-        except DatabaseError as error:
-            logger.error("Not handed back, to be found by their leases: %s", str(error).strip())
+        for request in running:
+            current_app.backend.mark_as_released(request.id, _gen(request), reason)
+        TaskRecord.objects.mark_handed_back([(request.id, _gen(request)) for request in waiting])
         logger.warning("Ends with %d runs and %d messages handed back.", len(running), len(waiting))
         for request in running:
             _kill(request, signal.SIGKILL)
-        self._hand_back_at = None
-        last_resort = threading.Timer(3, os._exit, [0])  # Celery's own end may hang on what the killed left unread
-        last_resort.daemon = True
-        last_resort.start()
 
 
 def _snapshot(requests) -> set:

@@ -22,18 +22,19 @@ from typing import Any, NamedTuple
 
 from celery import current_app
 from celery.utils.time import rate
-from django.db import transaction
 from django.db.models.functions import Now
 
 from tasks_app.exceptions import InvalidSubmission
 from tasks_app.models import Limit, TaskRecord, printable
-from tasks_app.moves import execute
+from tasks_app.moves import brief_transaction, execute
 from tasks_app.uniqueness import bound_arguments, signature_of
 
 #: How far ahead starts are settled: what is later can still be overtaken, and a relay that looks each second keeps up.
 HORIZON = timedelta(seconds=1)
 #: Slots given for a key in one transaction, and keys looked after in one turn.
 SLOTS, KEYS = 500, 100
+#: After which a task that this process does not know, so that it cannot tell its limits, is published all the same.
+UNKNOWN_FOR = timedelta(minutes=10)
 LONGEST_KEY = 255
 
 
@@ -97,7 +98,7 @@ def problems(task) -> list[str]:
 def admit(records: Sequence[TaskRecord]) -> list[TaskRecord]:
     """Of rows that are due, locked by the caller's transaction, those to publish now; the others are parked.
 
-    A task that is not registered here has no limits that are known here: it is published.
+    A task that is not registered here, where its limits are not known, is parked for a relay that knows them.
     """
     early = {record.pk for record in records if _is_early(record)}
     if early:
@@ -110,7 +111,8 @@ def admit_parked() -> int:
     registered = {name: _limits_of(task) for name, task in current_app.tasks.items()}
     limited = [(name, *limits) for name, limits in registered.items() if limits != NONE]
     columns = [list(column) for column in zip(*limited, strict=True)] or [[], [], []]
-    heads = TaskRecord.objects.raw(_HEADS_WITH_ROOM, [*columns, HORIZON, HORIZON, KEYS])
+    known = list(registered)
+    heads = TaskRecord.objects.raw(_HEADS_WITH_ROOM, [*columns, HORIZON, HORIZON, known, UNKNOWN_FOR, KEYS])
     return sum(_give_slots(str(head.limit_key), registered.get(head.name, NONE)) for head in heads)
 
 
@@ -122,13 +124,12 @@ def prune_limits() -> int:
 def _is_early(record: TaskRecord) -> bool:
     if record.limit_key is None or record.slot_at:
         return False
-    return _limits_of(current_app.tasks.get(record.name)) != NONE
+    task = current_app.tasks.get(record.name)
+    return task is None or _limits_of(task) != NONE
 
 
 def _give_slots(key: str, limits: Limits) -> int:
-    with transaction.atomic():
-        # Postgres ends it if this process freezes here: the others pass over the key as long as it is locked.
-        execute("SET LOCAL idle_in_transaction_session_timeout = '5s'", [])
+    with brief_transaction():
         shared = _locked(key)
         if shared is None:
             return 0  # another relay gives them just now
@@ -212,13 +213,13 @@ FROM first WHERE id = ANY(ids)
 _HEADS_WITH_ROOM = """
 WITH RECURSIVE head AS (
     (
-        SELECT id, limit_key, name, priority FROM tasks_app_taskrecord
+        SELECT id, limit_key, name, priority, parked_at FROM tasks_app_taskrecord
         WHERE parked_at IS NOT NULL AND state IN ('PENDING', 'RETRY')
         ORDER BY limit_key, priority, id LIMIT 1
     )
     UNION ALL
     SELECT next.* FROM head CROSS JOIN LATERAL (
-        SELECT id, limit_key, name, priority FROM tasks_app_taskrecord
+        SELECT id, limit_key, name, priority, parked_at FROM tasks_app_taskrecord
         WHERE parked_at IS NOT NULL AND state IN ('PENDING', 'RETRY') AND limit_key > head.limit_key
         ORDER BY limit_key, priority, id LIMIT 1
     ) AS next
@@ -229,7 +230,9 @@ LEFT JOIN unnest(%s::text[], %s::int[], %s::interval[]) AS task (name, at_once, 
 LEFT JOIN tasks_app_limit AS shared ON shared.key = head.limit_key
     AND shared.next_at > clock_timestamp() + %s
     AND shared.next_at <= clock_timestamp() + %s + coalesce(task.apart, interval '0')
-WHERE shared.key IS NULL AND (task.at_once IS NULL OR task.at_once > (
+WHERE shared.key IS NULL
+    AND (head.name = ANY(%s) OR head.parked_at < clock_timestamp() - %s)
+    AND (task.at_once IS NULL OR task.at_once > (
     SELECT count(*) FROM tasks_app_taskrecord AS holder
     WHERE holder.limit_key = head.limit_key AND slot_at IS NOT NULL AND state IN ('PENDING', 'STARTED', 'RETRY')
 ))

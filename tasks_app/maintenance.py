@@ -5,21 +5,19 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from datetime import datetime, timedelta
 
 from celery import current_app
 from django.conf import settings
-from django.db import DatabaseError, connections, transaction
-from django.db.models import Min
+from django.db import DatabaseError, connections
+from django.db.models import Min, Q
 from django.db.models.functions import Now
 from django.utils import timezone
 from kombu.exceptions import OperationalError
 
 from tasks_app import broker, limits
 from tasks_app.models import Duty, TaskRecord
-from tasks_app.moves import LEASE, PUBLISH_GRACE, execute
+from tasks_app.moves import LEASE, PUBLISH_GRACE, brief_transaction
 from tasks_app.notify import DUE_CHANNEL, Listener
 
 logger = logging.getLogger(__name__)
@@ -29,15 +27,9 @@ CENSUS_GRACE: float = getattr(settings, "TASK_CENSUS_GRACE", 60.0)
 #: Seconds between two looks at the broker. In between a worker that took a message off its queue has told of it.
 CENSUS_PAUSE = max(CENSUS_GRACE / 6, LEASE / 2)
 #: Rows that one census judges.
-CENSUS_ROWS = 1000
-
-
-@contextmanager
-def brief_transaction() -> Iterator[None]:
-    """A transaction that Postgres ends if its process freezes within it: its rows must not be kept from the others."""
-    with transaction.atomic():
-        execute("SET LOCAL idle_in_transaction_session_timeout = '5s'", [])
-        yield
+CENSUS_ROWS = 5000
+#: Seconds until a message is tried again that the broker did not take.
+POSTPONED = 10
 
 
 def publish_due(limit: int = 500) -> int:
@@ -54,26 +46,33 @@ def publish_due(limit: int = 500) -> int:
 
 
 def _publish(records: list[TaskRecord]) -> list[TaskRecord]:
-    """Publish together; where that fails, one by one, so that a bad one fails alone. Returns those that went out."""
+    """Publish together; where that fails, one by one, so that a bad one fails alone. Returns those that went out.
+
+    A broker that fails a message, and answers otherwise, is not away: kombu knows no better what was wrong. That
+    message is tried again later, and keeps nobody waiting.
+    """
     if not records:
         return []
     try:
         current_app.publish(records)
-    except OperationalError:
-        raise
     except Exception as error:
+        if isinstance(error, OperationalError):
+            current_app.publisher.ask()  # raises, where it is away
         if len(records) > 1:
             return [record for each in records for record in _publish([each])]
         logger.exception("No message can be made of task %s", records[0].task_id)
-        current_app.backend.fail_unpublishable(records[0], error)
+        if isinstance(error, OperationalError):
+            TaskRecord.objects.mark_postponed(records[0], f"not published, tried again: {error}", POSTPONED)
+        else:
+            current_app.backend.fail_unpublishable(records[0], error)
         return []
     return records
 
 
-def expire_waiting() -> int:
+def expire_waiting(limit: int = 500) -> int:
     """Revoke what nobody started before it expired."""
     with brief_transaction():
-        revoked = TaskRecord.objects.mark_expired()
+        revoked = TaskRecord.objects.mark_expired(limit)
         if revoked:
             current_app.backend.follow_revoked(revoked)
     return len(revoked)
@@ -95,9 +94,11 @@ def republish_after_restart() -> int:
     """Publish again what a broker that restarted empty has forgotten. Twice: some were being marked as published."""
     if broker.has_epoch():
         return 0
-    count = TaskRecord.objects.mark_all_forgotten()
-    time.sleep(PUBLISH_GRACE / 4)
-    count += TaskRecord.objects.mark_all_forgotten()
+    count = 0
+    for pause in (PUBLISH_GRACE / 4, 0):
+        with brief_transaction():
+            count += TaskRecord.objects.mark_all_forgotten()
+        time.sleep(pause)
     broker.set_epoch()
     if count:
         logger.warning("The broker had restarted empty: %d messages are published again.", count)
@@ -128,27 +129,38 @@ class Census:
     """Publishes again what the broker has lost: what was published, and is neither in its queues nor with a worker.
 
     Seen so twice, since a message may be on its way to a worker just then. A mistake is harmless: the message carries a
-    new gen, and the old one is dropped.
+    new gen, and the old one is dropped. Each look goes on where the last one ended, so that what waits for long in one
+    queue does not hide what was lost from another.
     """
 
     def __init__(self):
         self._missing: set[tuple[str, int]] = set()
+        self._seen_until: tuple[datetime, int] | None = None
 
     def look(self) -> int:
-        unclaimed = TaskRecord.objects.unclaimed(CENSUS_GRACE)
-        rows = unclaimed.only("task_id", "gen", "queue", "priority", "options", "published_at")[:CENSUS_ROWS]
-        records = [record for record in rows if "exchange" not in record.options]  # those have no list of that name
+        rows = TaskRecord.objects.unclaimed(CENSUS_GRACE).exclude(options__contains="exchange")  # not lists of ours
+        rows = rows.only("task_id", "gen", "queue", "priority", "published_at")
+        page = list(self._after_the_last(rows)[:CENSUS_ROWS])
+        self._seen_until = (page[-1].published_at, page[-1].pk) if len(page) == CENSUS_ROWS else None
+        records = page + list(rows.filter(task_id__in=[task_id for task_id, _ in self._missing]))
         if not records:
             self._missing = set()
             return 0
         held = broker.held({record.queue for record in records})
         missing = {(record.task_id, record.gen) for record in records if not held.may_hold(record)}
-        lost, self._missing = missing & self._missing, missing
+        lost, self._missing = missing & self._missing, missing - self._missing
         if not lost:
             return 0
-        count = TaskRecord.objects.mark_handed_back(lost)
+        with brief_transaction():
+            count = TaskRecord.objects.mark_handed_back(lost)
         logger.warning("%d messages had been lost by the broker or on their way: they are published again.", count)
         return count
+
+    def _after_the_last(self, rows):
+        if self._seen_until is None:
+            return rows
+        at, pk = self._seen_until
+        return rows.filter(Q(published_at__gt=at) | Q(published_at=at, pk__gt=pk))
 
 
 class Rescuer:
@@ -163,14 +175,16 @@ class Rescuer:
         self._trusts_at = self._censor_at = 0.0
         self._census = Census()
 
-    def work(self, now: float) -> None:
-        """Do what is due at `now`, in seconds of the monotonic clock. Called after a look at the database worked."""
+    def end_lost_runs(self, now: float) -> None:
+        """At `now`, in seconds of the monotonic clock. Called after a look at the database worked."""
         if now - self._seen_at > LEASE / 2:
             self._trusts_at = now + LEASE
         if now - self._seen_at >= LEASE / 6:
             self._seen_at = now
             if now >= self._trusts_at:
                 rescue_lost()
+
+    def find_lost_messages(self, now: float) -> None:
         if broker.is_readable():
             republish_after_restart()
             if now >= self._censor_at:
@@ -187,6 +201,8 @@ class Relay(threading.Thread):
 
     #: Seconds: between polls, and between tries while the database or the broker is away.
     POLL, BACK_OFF = 1.0, 1.0
+    #: Between looks at a row that is due, and that somebody else holds.
+    HELD = 0.05
 
     def __init__(self):
         super().__init__(name="relay", daemon=True)
@@ -209,8 +225,8 @@ class Relay(threading.Thread):
                 logger.exception("The relay's turn failed; it goes on.")
                 pause = self.BACK_OFF
                 connections.close_all()
-            if pause:
-                self._listener.wait(pause)
+            if pause and not self._wait(pause):
+                self._stopping.wait(pause)
         connections.close_all()
         self._listener.close()
 
@@ -221,15 +237,24 @@ class Relay(threading.Thread):
             self._listener.wake()
             self.join(timeout)
 
+    def _wait(self, pause: float) -> bool:
+        try:
+            self._listener.wait(pause)
+        except Exception:
+            logger.exception("The relay cannot listen; it polls.")
+            return False
+        return True
+
     def _turn(self) -> float:
-        """Do what is due; the seconds until there may be more."""
-        expire_waiting()
+        """Do what is due, first what needs no broker; the seconds until there may be more."""
+        expired = expire_waiting()
+        self._rescuer.end_lost_runs(time.monotonic())
         limits.admit_parked()
         published = publish_due()
-        self._rescuer.work(time.monotonic())
-        return 0.0 if published else self._pause()
+        self._rescuer.find_lost_messages(time.monotonic())
+        return 0.0 if published or expired else self._pause()
 
     def _pause(self) -> float:
         at = next_due_at()
         until_due = (at - timezone.now()).total_seconds() if at else self.POLL
-        return min(max(until_due, 0.001), self.POLL)
+        return min(max(until_due, self.HELD), self.POLL)

@@ -118,7 +118,7 @@ class TaskRecord(models.Model):
     cancel_signal = models.CharField(max_length=16, default="", db_default="", blank=True)
 
     #: Given by the submitter: a second submission with the same one is the first one.
-    idempotency_key = models.CharField(max_length=255, null=True, unique=True)  # noqa: DJ001
+    idempotency_key = models.CharField(max_length=255, null=True)  # noqa: DJ001
     #: Of a task that is to be there once: "<while> <name> <digest of the arguments>" (see uniqueness.py).
     unique_key = models.CharField(max_length=255, null=True)  # noqa: DJ001
     #: Until when, where that is for a time; otherwise while it waits, or is unfinished.
@@ -178,6 +178,11 @@ class TaskRecord(models.Model):
             models.Index(fields=["finished_at"], name="task_finished", condition=models.Q(finished_at__isnull=False)),
         ]
         constraints = [
+            models.UniqueConstraint(
+                fields=["idempotency_key"],
+                name="task_idempotent",
+                condition=models.Q(idempotency_key__isnull=False),
+            ),
             models.UniqueConstraint(
                 fields=["unique_key"],
                 name="task_unique_unfinished",

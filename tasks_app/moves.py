@@ -8,7 +8,8 @@ The statements that every task pays for (insert, claim) are written by hand; the
 """
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -45,6 +46,16 @@ def execute(sql: str, params: Sequence[Any]) -> psycopg.Cursor:
         return cursor.execute(sql, params)
 
 
+@contextmanager
+def brief_transaction(idle: int = 5) -> Iterator[None]:
+    """A transaction that Postgres ends if its process freezes within it for `idle` seconds, or waits for a lock for
+    two: it must keep no rows from the others, nor wait for them without end."""
+    with transaction.atomic():
+        execute(f"SET LOCAL idle_in_transaction_session_timeout = '{idle}s'", [])
+        execute("SET LOCAL lock_timeout = '2s'", [])
+        yield
+
+
 class TaskQuerySet(models.QuerySet["TaskRecord"]):
     def unfinished(self):
         return self.filter(state__in=states.UNREADY_STATES)
@@ -63,8 +74,9 @@ class TaskQuerySet(models.QuerySet["TaskRecord"]):
         return due.select_for_update(skip_locked=True)[:limit]
 
     def lost(self):
-        """Runs whose lease has run out."""
-        return self.filter(state=states.STARTED, lease_until__lt=Now()).order_by("lease_until")
+        """Runs whose lease has run out. (Those of a worker of before there were leases have none: after a day.)"""
+        old = models.Q(lease_until=None, started_at__lt=Now() - timedelta(days=1))
+        return self.filter(old | models.Q(lease_until__lt=Now()), state=states.STARTED).order_by("pk")
 
     def taken_away(self, messages: Iterable[tuple[str, int]]) -> set[str]:
         """Of the runs of these messages, those that somebody else has ended: rescued, or revoked."""
@@ -80,7 +92,7 @@ class TaskQuerySet(models.QuerySet["TaskRecord"]):
         """What was published longer than `grace` seconds ago, and that no worker has claimed, or says that it holds."""
         free = models.Q(lease_until=None) | models.Q(lease_until__lt=Now())
         published = self.waiting().filter(free, publish_at=None, published_at__lt=Now() - timedelta(seconds=grace))
-        return published.order_by("published_at")
+        return published.order_by("published_at", "pk")
 
     def insert(self, records: Sequence["TaskRecord"]) -> list["TaskRecord"]:
         """Insert new, waiting records in one statement, in the current transaction.
@@ -149,8 +161,10 @@ class TaskQuerySet(models.QuerySet["TaskRecord"]):
             cursor.execute(_REVOKE.format(rows=sql), [reason, *params])
             return [row[0] for row in cursor.fetchall()]
 
-    def mark_expired(self) -> list[str]:
-        return self.filter(expires__lte=Now()).mark_revoked("expired")
+    def mark_expired(self, limit: int) -> list[str]:
+        """Revoke what expired; rows that somebody holds just now are left for the next time."""
+        expired = self.waiting().filter(expires__lte=Now()).order_by("pk").select_for_update(skip_locked=True)
+        return self.filter(pk__in=list(expired.values_list("pk", flat=True)[:limit])).mark_revoked("expired")
 
     def stop(self, reason: str, signal: str = "") -> dict[str, str]:
         """Revoke those of these rows that wait, and ask those that run to stop: by themselves, or by their workers
@@ -204,6 +218,11 @@ class TaskQuerySet(models.QuerySet["TaskRecord"]):
         return row.update(
             state=states.FAILURE, publish_at=None, finished_at=Now(), exc_type=exc_type, exc_message=reason
         )
+
+    def mark_postponed(self, record: "TaskRecord", reason: str, seconds: float) -> int:
+        """Let a message be published later, since the broker did not take it."""
+        row = self.waiting().filter(pk=record.pk, gen=record.gen)
+        return row.update(publish_at=Now() + timedelta(seconds=seconds), exc_message=reason[:500])
 
     def mark_unregistered(self, task_id: str, reason: str, grace: float) -> bool:
         """Let a task that its worker does not know (an old one, during a deploy) wait for one that does.
@@ -277,10 +296,16 @@ UPDATE {TABLE} SET
 WHERE task_id = %s AND gen = %s AND state IN ('PENDING', 'RETRY') AND (expires IS NULL OR expires > clock_timestamp())
 RETURNING attempt
 """
+#: Past rows that somebody holds just now: one that is held for long must not cost the others their leases.
 _RENEW = f"""
+WITH held AS (
+    SELECT task.id {_MESSAGES}
+    JOIN {TABLE} AS task ON task.task_id = message.task_id AND task.gen = message.gen
+    WHERE task.state IN ('PENDING', 'RETRY', 'STARTED')
+    FOR UPDATE OF task SKIP LOCKED
+)
 UPDATE {TABLE} AS task SET lease_until = clock_timestamp() + interval '{LEASE} s'
-{_MESSAGES}
-WHERE task.task_id = message.task_id AND task.gen = message.gen AND task.state IN ('PENDING', 'RETRY', 'STARTED')
+FROM held WHERE task.id = held.id
 RETURNING task.task_id, task.state = 'STARTED', task.cancel_signal
 """
 _REPUBLISH = f"""
@@ -293,7 +318,7 @@ UPDATE {TABLE} SET
     gen = gen + 1, published_at = NULL, exc_type = 'NotRegistered', exc_message = %s,
     publish_at = clock_timestamp()
         + least(greatest(clock_timestamp() - coalesce(eta, created_at), interval '1 s'), interval '60 s')
-WHERE task_id = %s AND state IN ('PENDING', 'RETRY')
+WHERE task_id = %s AND state IN ('PENDING', 'RETRY') AND publish_at IS NULL AND published_at IS NOT NULL
     AND coalesce(eta, created_at) > clock_timestamp() - %s * interval '1 s'
 """
 _REVOKE = f"""

@@ -16,11 +16,13 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from datetime import datetime, timedelta
 from functools import cached_property, partial, wraps
+from signal import Signals
 from typing import TYPE_CHECKING, Any
 from uuid import NAMESPACE_OID, uuid5
 
 from celery import Celery, canvas, current_app
 from celery.app.control import Control
+from celery.platforms import signals
 from django.conf import settings
 from django.db import connection, transaction
 from django.db.models import Q
@@ -109,11 +111,34 @@ class RecordingControl(Control):
         from tasks_app.models import TaskRecord
 
         task_ids = [task_id] if isinstance(task_id, str) else list(task_id)
+        signal = Signals(signals.signum(signal)).name
+        self._revoke_to_come(task_ids)
         stopped = self._stop(TaskRecord.objects.filter(task_id__in=task_ids), signal if terminate else "")
         others = [task_id for task_id in task_ids if stopped.get(task_id) != states.REVOKED]
-        if others and self.app.publisher.is_reached():
+        tell = partial(self._tell_workers, others, destination, terminate=terminate, signal=signal, **kwargs)
+        if connection.in_atomic_block:  # a worker that hears of it would wait for this transaction
+            transaction.on_commit(tell)
+            return None
+        return tell()
+
+    def _revoke_to_come(self, task_ids: list[str]) -> None:
+        """Revoke what is a step to come of an unfinished workflow, by a row that it will meet when it comes."""
+        from tasks_app.models import TaskRecord
+
+        known = set(TaskRecord.objects.filter(task_id__in=task_ids).values_list("task_id", flat=True))
+        for task_id in set(task_ids) - known:
+            before = TaskRecord.objects.unfinished().filter(options__contains=task_id).first()
+            if before is not None:
+                name = _task_of(before.options, task_id) or "unknown"
+                step = TaskRecord(task_id=task_id, name=name, queue=before.queue, root_id=before.root_id)
+                step.state, step.exc_type, step.exc_message = states.REVOKED, "TaskRevokedError", "revoked"
+                step.finished_at = timezone.now()
+                TaskRecord.objects.adopt(step)
+
+    def _tell_workers(self, task_ids: list[str], destination, **kwargs):
+        if task_ids and self.app.publisher.is_reached():
             try:
-                return super().revoke(others, destination, terminate=terminate, signal=signal, **kwargs)
+                return super().revoke(task_ids, destination, **kwargs)
             except OperationalError as error:
                 logger.warning("Workers hear of a revoke by their leases only: %s", error)
         return None
@@ -123,12 +148,12 @@ class RecordingControl(Control):
         from tasks_app.models import TaskRecord
 
         stopped: dict[str, str] = {}
-        workflow = TaskRecord.objects.in_workflow(root_id)
+        workflow = TaskRecord.objects.in_workflow(root_id).unfinished()
         workflow = (
             workflow.filter(Q(cancel_at=None) | Q(cancel_signal="")) if terminate else workflow.filter(cancel_at=None)
         )
-        while more := self._stop(workflow, signal if terminate else ""):  # a step may have followed meanwhile
-            stopped |= more
+        while workflow.exists():  # a step may have followed, in a transaction that a statement did not see yet
+            stopped |= self._stop(workflow, signal if terminate else "")
         running = [task_id for task_id, state in stopped.items() if state == states.STARTED]
         if running:
             self.revoke(running, terminate=terminate, signal=signal)
@@ -224,6 +249,8 @@ class RecordingCelery(Celery):
 
     def build_records(self, name, calls: Iterable[tuple[Sequence, Mapping]], **options) -> list[TaskRecord]:
         """Records of one task for many (args, kwargs), all with the same options, and the first one's route."""
+        if options.get("idempotency_key") is not None:
+            raise InvalidSubmission("idempotency_key is for one task, not for many.")
         records: list[TaskRecord] = []
         for args, kwargs in calls:
             if not records:
@@ -307,12 +334,13 @@ class RecordingCelery(Celery):
         from tasks_app.models import TaskRecord
 
         try:
-            self._raise_duplicate(record)
+            reason = f"it is task {self._raise_duplicate(record)}, by its idempotency key"
         except DuplicateTask as error:
-            record.idempotency_key = record.unique_key = record.unique_until = None
-            if not self.submit_new([record]):
-                TaskRecord.objects.filter(task_id=record.task_id).mark_revoked(str(error))
-                self.backend.follow_revoked([record.task_id])
+            reason = str(error)
+        record.idempotency_key = record.unique_key = record.unique_until = None
+        self.submit_new([record])  # unless it was revoked before it came
+        TaskRecord.objects.filter(task_id=record.task_id).mark_revoked(reason)
+        self.backend.follow_end_of(record, reason)
 
     def _raise_duplicate(self, record: TaskRecord) -> str:
         """Say why a record is not new. Returns the id of an earlier one with its idempotency key, or its own id where
@@ -367,6 +395,17 @@ class RecordingCelery(Celery):
         self.publisher.publish(records)
 
 
+def _task_of(signatures: Any, task_id: str) -> str | None:
+    """The name of the task whose signature, somewhere among these, has the id."""
+    if isinstance(signatures, Mapping):
+        if (signatures.get("options") or {}).get("task_id") == task_id:
+            return signatures.get("task")
+        signatures = list(signatures.values())
+    if not isinstance(signatures, list | tuple):
+        return None
+    return next(filter(None, (_task_of(each, task_id) for each in signatures)), None)
+
+
 _UNSTORABLE = re.compile("[\x00\ud800-\udfff]")
 
 
@@ -416,6 +455,8 @@ def _whole(canvas_class: type) -> None:
 
     @wraps(apply_async)
     def in_one_transaction(self, *args, **kwargs):
+        if kwargs.get("idempotency_key") is not None:
+            raise InvalidSubmission("idempotency_key is for one task: give it to the first of the workflow.")
         if canvas_class is not canvas._chain and current_app.current_worker_task is None:
             kwargs.setdefault("root_id", uuid())
         if connection.in_atomic_block or _ending.get() is not None:

@@ -169,7 +169,7 @@ class Breaker:
             threading.Event().wait(pause)
             try:
                 self.ask()
-            except OperationalError:
+            except Exception:
                 pause = min(pause * 2, longest)
             else:
                 self.is_open = False
@@ -222,7 +222,11 @@ class Marker:
                 first = self._queue.get()
             self._queue.put(first)
             threading.Event().wait(self.GATHER)
-            self.flush()
+            try:
+                self.flush()
+            except Exception:  # they go out again; a thread that is gone would mark nothing any more
+                logger.exception("Messages not marked as published")
+                connections.close_all()
 
     def _drain(self, limit: int = 5000) -> list[tuple[str, int]]:
         batch: list[tuple[str, int]] = []

@@ -3,7 +3,7 @@
 import pytest
 from celery import current_app as app
 from celery.app.task import Context
-from celery.exceptions import TaskRevokedError
+from celery.exceptions import Ignore, TaskRevokedError
 from django.db import OperationalError
 from django_celery_results.models import TaskResult
 
@@ -161,3 +161,42 @@ def test_a_late_run_sends_no_further_steps(run):
     ending().add(app.build_record("sample.echo", [1], task_id="next"))
     app.backend.mark_as_done("t", "late", run)
     assert not objects.filter(task_id="next").exists()
+
+
+def test_a_late_run_tells_no_progress_either(run):
+    objects.update(gen=2)
+    app.backend.store_result("t", {"done": 50}, "PROGRESS", request=run)
+    assert not TaskResult.objects.exists()
+
+
+def test_a_replaced_task_fails_when_a_step_before_it_does(run):
+    objects.mark_replaced("t", 1)
+    step = app.build_record("sample.echo", [1], task_id="step")
+    app.submit([step])
+    objects.claim("step", 1, "worker@host", 42)
+    chain = [{"task": "sample.echo", "options": {"task_id": "t"}, "args": [], "kwargs": {}}]
+    request = Context(id="step", gen=1, task="sample.echo", chain=chain, called_directly=False)
+    app.backend.mark_as_failure("step", ValueError("x"), request=request)
+    assert objects.get(task_id="t").state == "FAILURE"
+
+
+def test_a_member_that_gave_itself_its_state_counts_for_its_chord(run):
+    app.backend.apply_chord(app.GroupResult("g", [app.AsyncResult("t"), app.AsyncResult("u")]), app.signature("x"))
+    run.group, run.chord = "g", dict(app.signature("sample.echo", task_id="body"))
+    app.backend.store_result("t", "why", "FAILURE", request=run)
+    app.backend.mark_as_dropped(run, "IGNORED", Ignore())
+    assert objects.get(task_id="body").exc_type == "ChordError"
+
+
+def test_a_step_that_is_revoked_before_it_comes_does_not_start(run):
+    app.control.revoke("next")
+    assert not objects.filter(task_id="next").exists(), "nobody knows of it"
+    chain = [app.signature("sample.count", task_id="last"), app.signature("sample.fail", task_id="next")]
+    objects.update(options={"chain": chain})
+    app.control.revoke("next")
+    assert (objects.get(task_id="next").name, app.AsyncResult("next").state) == ("sample.fail", "REVOKED")
+    begin_ending()
+    app.build_record("sample.fail", ["x"], task_id="next")
+    ending().add(app.build_record("sample.fail", ["x"], task_id="next", chain=chain[:1]))
+    app.backend.mark_as_done("t", 1, run)
+    assert dict(objects.values_list("task_id", "state")) == {"t": "SUCCESS", "next": "REVOKED", "last": "REVOKED"}

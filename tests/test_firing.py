@@ -225,6 +225,15 @@ def test_a_task_that_is_to_be_there_once_is_skipped_while_it_is(published, commi
     assert len(published) == 2
 
 
+def test_a_task_that_is_unique_for_a_time_fires_again_after_it():
+    schedule = due(timedelta(0), task="sample.once_a_minute", args=["key"])
+    firing.fire_due()
+    TaskRecord.objects.update(unique_until=timezone.now() - timedelta(seconds=1))
+    Schedule.objects.update(next_fire_at=timezone.now())
+    firing.fire_due()
+    assert [outcome for outcome, _ in runs(schedule)] == ["fired", "fired"]
+
+
 def test_arguments_that_make_no_task_are_an_outcome_too():
     schedule = due(timedelta(seconds=1), args={"not": "a list"})
     other = due(timedelta(seconds=1), name="other")

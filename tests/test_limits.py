@@ -190,11 +190,12 @@ def test_what_is_due_waits_for_a_slot_and_what_has_no_limit_does_not(declare):
 
 
 @pytest.mark.django_db
-def test_a_task_that_is_not_registered_here_is_published():
+def test_a_task_that_is_not_registered_here_is_left_to_a_relay_that_knows_its_limits():
     records = insert(name="unheard.of")
-    assert limits.admit(records) == records
-    park(prefix="parked", name="unheard.of")
-    assert limits.admit_parked() == 1
+    assert limits.admit(records) == []
+    assert limits.admit_parked() == 0
+    TaskRecord.objects.update(parked_at=timezone.now() - limits.UNKNOWN_FOR)
+    assert limits.admit_parked() == 1, "there seems to be none"
 
 
 @pytest.mark.django_db
@@ -531,7 +532,8 @@ def test_a_turn_does_not_cost_more_where_ten_thousand_wait(declare, options, giv
     with connection.cursor() as cursor:
         cursor.execute("ANALYZE tasks_app_taskrecord")
         none = [[], [], []]
-        cursor.execute(f"EXPLAIN {limits._HEADS_WITH_ROOM}", [*none, limits.HORIZON, limits.HORIZON, limits.KEYS])
+        horizon, known = [limits.HORIZON] * 2, ["limited"]
+        cursor.execute(f"EXPLAIN {limits._HEADS_WITH_ROOM}", [*none, *horizon, known, limits.UNKNOWN_FOR, limits.KEYS])
         assert str(cursor.fetchall()).count("task_parked") == 2, "one step down the index for a key, however many wait"
     lengths = []
     for expected in (given, 0, 0, 0):

@@ -49,10 +49,32 @@ def test_an_outage_of_the_broker_costs_a_row_nothing(monkeypatch):
         raise OperationalError("away")
 
     monkeypatch.setattr(app, "publish", away)
+    monkeypatch.setattr(app.publisher, "ask", lambda: away([]))
     before = objects.values().get()
     with pytest.raises(OperationalError):
         maintenance.publish_due()
     assert objects.values().get() == before
+
+
+@pytest.mark.django_db
+def test_a_message_that_a_broker_fails_which_answers_waits_by_itself(monkeypatch):
+    """kombu takes a KeyError of its own for a lost connection."""
+    out = []
+
+    def publish(records):
+        if any(record.task_id == "bad" for record in records):
+            raise OperationalError("'bogus'")
+        out.extend(record.task_id for record in records)
+
+    monkeypatch.setattr(app, "publish", publish)
+    monkeypatch.setattr(app.publisher, "ask", lambda: None)
+    for task_id in ("a", "bad", "b"):
+        insert(task_id)
+    maintenance.publish_due()
+    assert out == ["a", "b"]
+    bad = objects.get(task_id="bad")
+    assert (bad.state, "bogus" in bad.exc_message) == ("PENDING", True)
+    assert bad.publish_at > timezone.now()
 
 
 @pytest.mark.django_db
@@ -80,6 +102,38 @@ def test_the_next_due_time_is_the_earliest():
     insert("later", due_in=60)
     insert("sooner", due_in=30)
     assert maintenance.next_due_at() == objects.get(task_id="sooner").publish_at
+
+
+@pytest.mark.django_db(transaction=True)
+@pytest.mark.parametrize("turn", [maintenance.expire_waiting, maintenance.rescue_lost], ids=lambda turn: turn.__name__)
+def test_a_row_that_somebody_holds_keeps_nobody_waiting(turn, published):
+    for task_id in ("held", "free"):
+        insert(task_id, due_in=60)
+        objects.claim(task_id, 1, "worker@gone", 42)
+    past = timezone.now() - timedelta(seconds=1)
+    if turn is maintenance.expire_waiting:
+        objects.update(state="PENDING", expires=past)
+    objects.update(lease_until=past)
+    held, done = threading.Event(), threading.Event()
+
+    def hold():
+        with transaction.atomic():
+            list(objects.filter(task_id="held").select_for_update())
+            held.set()
+            done.wait(10)
+        connection.close()
+
+    thread = threading.Thread(target=hold)
+    thread.start()
+    held.wait(10)
+    try:
+        turn()
+        assert objects.renew([("held", 1)]) == {}, "nor does a renewal wait for it"
+        ended = objects.filter(finished_at__isnull=False)
+        assert list(ended.values_list("task_id", flat=True)) == ["free"]
+    finally:
+        done.set()
+        thread.join()
 
 
 @pytest.mark.django_db(transaction=True)
@@ -147,6 +201,16 @@ def test_a_message_that_turns_up_again_is_not_missed(broker_holds):
 
 
 @pytest.mark.django_db
+def test_what_waits_for_long_does_not_hide_what_is_lost(broker_holds, monkeypatch):
+    monkeypatch.setattr(maintenance, "CENSUS_ROWS", 3)
+    publish(*[f"waits {number}" for number in range(7)])
+    broker_holds.update((f"waits {number}", 1) for number in range(7))
+    publish("lost", ago=70)
+    census = maintenance.Census()
+    assert [census.look() for _ in range(4)] == [0, 0, 0, 1]
+
+
+@pytest.mark.django_db
 def test_a_message_of_an_exchange_of_its_own_is_not_looked_for(broker_holds):
     publish("t")
     objects.update(options={"exchange": "mine"})
@@ -185,12 +249,11 @@ def test_one_process_keeps_a_duty_until_it_is_silent(monkeypatch):
 def rescues(monkeypatch):
     """The seconds at which a rescuer looked for lost runs."""
     done: list[float] = []
-    monkeypatch.setattr(maintenance.broker, "is_readable", lambda: False)
 
     def work(rescuer, *seconds):
         for now in seconds:
             monkeypatch.setattr(maintenance, "rescue_lost", lambda at=now: done.append(at))
-            rescuer.work(now)
+            rescuer.end_lost_runs(now)
         return done
 
     return work

@@ -171,7 +171,7 @@ def test_a_retry_expires_when_the_task_does():
 def test_what_expired_is_revoked_with_the_reason():
     insert("old", expires=timezone.now() - timedelta(seconds=1))
     insert("new", expires=timezone.now() + timedelta(hours=1))
-    assert objects.mark_expired() == ["old"]
+    assert objects.mark_expired(10) == ["old"]
     assert objects.get(task_id="old").exc_message == "expired"
 
 

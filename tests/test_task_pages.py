@@ -207,7 +207,7 @@ def test_the_list_is_filtered_by_name_whole_or_in_part(viewer):
 
 
 def test_a_search_looks_at_names_and_arguments_and_says_so(viewer):
-    add(name="отчёт.北京"), add(kwargs={"who": "sample.😀"}), add(args=["北京 – Ærø"]), add(args=['a "quoted" 100%_\\'])
+    add(name="отчёт.北京"), add(kwargs={"who": "sample.😀"}), add(args=["北京 · Ærø"]), add(args=['a "quoted" 100%_\\'])
     assert shown(viewer.get(LIST, {"q": "北京"})) == ["task-2", "task-0"]
     assert shown(viewer.get(LIST, {"q": "😀"})) == ["task-1"]
     assert shown(viewer.get(LIST, {"q": 'a "quoted" 100%_\\'})) == ["task-3"]

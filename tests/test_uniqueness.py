@@ -39,6 +39,19 @@ def test_a_second_submission_with_the_same_idempotency_key_is_the_first():
     assert echo.apply_async([4], idempotency_key="order 7").id == first.id
 
 
+def test_a_key_is_for_one_task():
+    client = CeleryClient()
+    for submit in (
+        lambda: client.submit_many("sample.echo", [([1], {}), ([2], {})], idempotency_key="k"),
+        lambda: client.group(("sample.echo", [1]), ("sample.echo", [2]), idempotency_key="k"),
+        lambda: client.chain(("sample.echo", [1]), ("sample.echo",), idempotency_key="k"),
+        lambda: client.chord([("sample.echo", [1])], ("sample.echo",), idempotency_key="k"),
+    ):
+        with pytest.raises(InvalidSubmission, match="for one task"):
+            submit()
+    assert not objects.exists()
+
+
 @pytest.mark.parametrize("key", ["", "x" * 256, 7, "a\x00"])
 def test_a_key_that_cannot_be_kept_is_refused(key):
     with pytest.raises(InvalidSubmission, match="idempotency_key"):

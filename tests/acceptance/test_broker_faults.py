@@ -202,13 +202,17 @@ def fires_on(schedule: Schedule) -> None:
     eventually(lambda: ran.count() == len(task_ids), 10, "each run's task")
 
 
-def kill_sessions(where: str) -> int:
+def sessions_where(condition: str, what: str = "pid") -> int:
     with connection.cursor() as cursor:
         cursor.execute(
-            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = current_database() "
-            f"AND pid <> pg_backend_pid() AND {where}"
+            f"SELECT {what} FROM pg_stat_activity "
+            f"WHERE datname = current_database() AND pid <> pg_backend_pid() AND {condition}"
         )
         return len(cursor.fetchall())
+
+
+def kill_sessions(condition: str) -> int:
+    return sessions_where(condition, "pg_terminate_backend(pid)")
 
 
 def runs_in(path: Path) -> int:
@@ -297,13 +301,13 @@ def test_copies_of_messages_run_no_body_twice(direct, executions):
     results = [count.apply_async([tag], queue="copied") for _ in range(20)]
     with Redis.from_url(direct.broker_url) as redis:
         (key,) = redis.keys("copied*")
+        eventually(lambda: redis.llen(key) == 20)
         for message in redis.lrange(key, 0, -1) * 5:
             redis.lpush(key.replace(b"copied", b"celery_queue"), message)
-        for result in results:
-            finished(result)
-        eventually(lambda: not redis.exists("unacked", key.replace(b"copied", b"celery_queue")))
         redis.delete(key)
-    assert direct.worker.said().count("] ignored") >= 80
+    dropped = [f"{result.id}] ignored" for result in results]
+    eventually(lambda: sum(direct.worker.said().count(words) for words in dropped) == 80, 15, "each but one of five")
+    assert {record_of(result).state for result in results} == {"SUCCESS"}
     assert executions(tag) == 20
 
 
@@ -342,7 +346,7 @@ def test_a_schedule_whose_scheduler_lost_its_idle_sessions_fires_on_time(direct,
     eventually(lambda: Schedule.objects.filter(pk=once.pk, next_fire_at__isnull=False).exists())
     assert kill_sessions("application_name = 'scheduler'") >= 2
     run = eventually(lambda: runs_of(once).first())
-    assert run.fired_at - run.scheduled_for < timedelta(seconds=1)
+    assert run.fired_at - run.scheduled_for < timedelta(seconds=2)
 
 
 def test_a_submission_without_postgres_is_an_error_and_leaves_nothing(direct, executions):
@@ -378,7 +382,7 @@ def test_no_body_runs_unclaimed_while_postgres_is_down(direct, tmp_path):
 
 
 def test_without_listen_what_is_due_waits_for_the_poll_and_no_longer(direct):
-    eventually(lambda: kill_sessions(f"{LISTENING} AND query LIKE '%tasks_due%'") == 2, 5, "both relays listen")
+    eventually(lambda: sessions_where(f"{LISTENING} AND query LIKE '%tasks_due%'") == 2, 5, "both relays listen")
     for _ in range(3):
         record = record_of(echo.apply_async([1], countdown=0.2))
         eventually(lambda record=record: kill_sessions(LISTENING) < 0 or is_started(record), 5)

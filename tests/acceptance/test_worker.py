@@ -165,6 +165,12 @@ def test_a_coroutine_is_a_task():
     assert client.get_result(result.id, timeout=10) == 0.01
 
 
+def test_a_coroutine_can_send_a_task(executions):
+    tag = str(uuid4())
+    assert finished(client.submit("sample.async_sends", [tag])).state == "SUCCESS"
+    eventually(lambda: executions(tag) == 1)
+
+
 def test_ignore_and_reject_end_the_record():
     assert finished(client.submit("sample.ignored")).state == "IGNORED"
     assert finished(client.submit("sample.rejected")).state == "REJECTED"

@@ -45,7 +45,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--mix", nargs="*", default=[], help="kinds of load; all by default")
     parser.add_argument("--settings", type=json.loads, default={}, help=argparse.SUPPRESS)
     parser.add_argument("--sql", default="", help=argparse.SUPPRESS)
-    parser.add_argument("--settle", type=float, default=60, help=argparse.SUPPRESS)
+    parser.add_argument("--settle", type=float, default=SETTLE, help=argparse.SUPPRESS)
     parser.add_argument("--without", default="", choices=["", *GUARDS], help="with this guard taken away")
     parser.add_argument("--keep", action="store_true", help="keep the directory, with what each process said")
     parser.add_argument("--json", help=argparse.SUPPRESS)

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import psycopg
 import redis
+from redis.backoff import NoBackoff
+from redis.retry import Retry
 
 from taskconsole.embedded import Postgres, Server, Valkey, dies_with_parent
 from tests.chaos.ledger import TABLES
@@ -168,10 +170,14 @@ class Cluster:
                 time.sleep(0.1)
 
     def database(self) -> psycopg.Connection:
-        return psycopg.connect(self.postgres.url, autocommit=True, connect_timeout=5)
+        options = "-c lock_timeout=2s -c statement_timeout=10s"
+        return psycopg.connect(self.postgres.url, autocommit=True, connect_timeout=5, options=options)
 
     def redis(self) -> redis.Redis:
-        return redis.Redis.from_url(self.broker.url, socket_timeout=5)
+        """Raises RedisError at once where the broker is down or frozen: who does the faults must not wait."""
+        if not self.broker_is_up:
+            raise redis.ConnectionError("by a fault")
+        return redis.Redis.from_url(self.broker.url, socket_timeout=2, retry=Retry(NoBackoff(), 0))
 
     # The broker and Postgres
 

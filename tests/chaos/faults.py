@@ -310,13 +310,12 @@ def _drop(storm: Storm, which: str) -> str | None:
 
 
 def turn_back_schedules(storm: Storm, fault: Fault) -> str | None:
-    """As an older next time would, written by a scheduler that was frozen."""
+    """To an older next time, as one that was frozen might have written it, or a backup have brought back."""
+    seconds = 2 + 2 * int(fault.dose * 3)  # due times of each of the schedules
+    sql = "UPDATE scheduling_app_schedule SET next_fire_at = next_fire_at - %s * interval '1 s'"
     with storm.cluster.database() as connection:
-        connection.execute(
-            "UPDATE scheduling_app_schedule SET next_fire_at = next_fire_at - %s * interval '1 s'",
-            [int(fault.dose * 5)],
-        )
-    return f"{int(fault.dose * 5)} s"
+        connection.execute(sql, [seconds])
+    return f"{seconds} s"
 
 
 def kill_load(storm: Storm, fault: Fault) -> str | None:

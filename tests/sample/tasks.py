@@ -56,6 +56,11 @@ def flaky(self, failures: int, delay: float = 0.1):
     return self.request.retries
 
 
+@shared_task(name="sample.async_sends")
+async def async_sends(tag: str):
+    count.delay(tag)
+
+
 @shared_task(name="sample.replaced", bind=True)
 def replaced(self, value):
     return self.replace(echo.s(value))
