@@ -164,7 +164,8 @@ class TaskQuerySet(models.QuerySet["TaskRecord"]):
     def mark_expired(self, limit: int) -> list[str]:
         """Revoke what expired; rows that somebody holds just now are left for the next time."""
         expired = self.waiting().filter(expires__lte=Now()).order_by("pk").select_for_update(skip_locked=True)
-        return self.filter(pk__in=list(expired.values_list("pk", flat=True)[:limit])).mark_revoked("expired")
+        ids = list(expired.values_list("pk", flat=True)[:limit])
+        return self.filter(pk__in=ids).mark_revoked("expired") if ids else []
 
     def stop(self, reason: str, signal: str = "") -> dict[str, str]:
         """Revoke those of these rows that wait, and ask those that run to stop: by themselves, or by their workers

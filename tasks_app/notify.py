@@ -21,8 +21,8 @@ def notify(channel: str) -> None:
 class Listener:
     """Waits for NOTIFY on some channels, on a connection of its own; `wake()` ends a wait from another thread.
 
-    Where the server cannot be reached, or LISTEN is not to be had (a transaction-pooling proxy), a wait only lasts its
-    time, and the next one tries to connect again.
+    Where the server cannot be reached, or LISTEN is not to be had (a transaction-pooling proxy), a wait lasts a second
+    at most, and the next one tries to connect again.
     """
 
     def __init__(self, *channels: str):
@@ -44,7 +44,7 @@ class Listener:
                 list(raw.notifies(timeout=0))
         except (DatabaseError, psycopg.Error, OSError):
             self._disconnect()
-            ready, _, _ = select.select([self._woken], [], [], timeout)
+            ready, _, _ = select.select([self._woken], [], [], min(timeout, 1))
         if self._woken in ready:
             self._woken.recv(4096)
         return bool(ready)

@@ -43,7 +43,7 @@ _IN_MESSAGE = (
 class Publisher:
     """Sends the messages of records, over connections of its own whose patience ends after a second."""
 
-    TIMEOUTS = {"socket_connect_timeout": 1, "socket_timeout": 1}
+    TIMEOUTS = {"socket_connect_timeout": 1, "socket_timeout": 1, "max_retries": 0}
 
     def __init__(self, app: Celery):
         self.app = app

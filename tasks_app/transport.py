@@ -17,6 +17,7 @@ from kombu.transport import TRANSPORT_ALIASES, redis, virtual
 from kombu.utils.encoding import bytes_to_str
 from kombu.utils.json import dumps
 from redis import Redis
+from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import RedisError
 
 logger = logging.getLogger(__name__)
@@ -74,6 +75,8 @@ class Channel(redis.Channel):
     _popped: tuple[bytes, bytes] | None = None
 
     def _create_client(self, asynchronous=False):
+        if self.connection is None or self.connection.client is None:  # Celery closes a lost connection twice
+            raise RedisConnectionError("This channel's connection was lost, and is closed.")
         if asynchronous:
             client = super()._create_client(asynchronous=True)
             client.set_response_callback("BRPOP", self._remember)
