@@ -255,7 +255,7 @@ class RecordBackend(ChordBackend):
         moved = TaskRecord.objects.mark_unregistered(task_id, f"not registered in a worker: {exc}", UNREGISTERED_GRACE)
         if moved:
             logger.warning("Task %s waits for a worker that knows it: %s", task_id, exc)
-        return moved
+        return moved or TaskRecord.objects.is_to_come(task_id)
 
     def _wake_or_publish(self, record: TaskRecord, publish_at) -> None:
         if publish_at:

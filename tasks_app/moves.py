@@ -232,6 +232,12 @@ class TaskQuerySet(models.QuerySet["TaskRecord"]):
         """
         return bool(execute(_MARK_UNREGISTERED, [reason, task_id, grace]).rowcount)
 
+    def is_to_come(self, task_id: str) -> bool:
+        """Whether it waits, and has no message in force: what came for it was an old one."""
+        soon = Now() + timedelta(seconds=PUBLISH_GRACE)
+        sent = models.Q(publish_at__lte=soon) | models.Q(publish_at=None, published_at__isnull=False)
+        return self.waiting().filter(task_id=task_id).exclude(sent).exists()
+
     def mark_requeued(self, task_id: str, gen: int) -> bool:
         """Let a run whose body raised Reject(requeue=True) wait again, to be published by the relay in a second.
 
@@ -319,7 +325,8 @@ UPDATE {TABLE} SET
     gen = gen + 1, published_at = NULL, exc_type = 'NotRegistered', exc_message = %s,
     publish_at = clock_timestamp()
         + least(greatest(clock_timestamp() - coalesce(eta, created_at), interval '1 s'), interval '60 s')
-WHERE task_id = %s AND state IN ('PENDING', 'RETRY') AND publish_at IS NULL AND published_at IS NOT NULL
+WHERE task_id = %s AND state IN ('PENDING', 'RETRY') AND coalesce(publish_at, published_at) < clock_timestamp()
+        + interval '{PUBLISH_GRACE} s'
     AND coalesce(eta, created_at) > clock_timestamp() - %s * interval '1 s'
 """
 _REVOKE = f"""

@@ -254,3 +254,21 @@ def waits_for_a_lock() -> bool:
     with connection.cursor() as cursor:
         cursor.execute("SELECT count(*) FROM pg_locks WHERE NOT granted")
         return cursor.fetchone()[0] > 0
+
+
+def test_a_message_that_no_worker_knows_makes_its_task_wait_only_if_it_is_in_force():
+    for task_id in ("sent", "unmarked", "later", "replaced"):
+        insert(task_id)
+    objects.mark_published([("sent", 1), ("replaced", 1)])
+    objects.filter(task_id="later").update(publish_at=timezone.now() + timedelta(hours=1))
+    objects.filter(task_id="replaced").update(published_at=None)
+    assert [objects.mark_unregistered(id_, "unknown", 600) for id_ in ("sent", "unmarked", "later", "replaced")] == [
+        True,
+        True,
+        False,
+        False,
+    ]
+    assert [objects.is_to_come(id_) for id_ in ("later", "replaced", "nobody")] == [True, True, False]
+    insert("old", eta=timezone.now() - timedelta(seconds=601))
+    assert not objects.mark_unregistered("old", "unknown", 600)
+    assert not objects.is_to_come("old"), "it has failed"
