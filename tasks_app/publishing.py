@@ -203,10 +203,10 @@ class Marker:
 
     def flush(self) -> None:
         """Mark here and now what waits."""
-        from tasks_app.models import TaskRecord
-
         batch = self._drain()
         if batch:
+            from tasks_app.models import TaskRecord
+
             try:
                 TaskRecord.objects.mark_published(batch)
             except DatabaseError as error:
