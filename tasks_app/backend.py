@@ -318,7 +318,8 @@ class RecordBackend(ChordBackend):
                 raise _Cancelled
             _log_fenced(task_id, state)
             raise _Fenced
-        if request is None and state == celery_states.REVOKED:  # Celery's worker hears of a revoke of any id
+        is_task = not getattr(request, "subtask_type", None)  # but a chord, say, in a chain that failed
+        if not is_task or (request is None and state == celery_states.REVOKED):  # a worker hears of revokes of any id
             return
         TaskRecord.objects.adopt(foreign_record(request, task_id, root_id=self._root))
         execute(sql, values)

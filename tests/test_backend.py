@@ -200,3 +200,9 @@ def test_a_step_that_is_revoked_before_it_comes_does_not_start(run):
     ending().add(app.build_record("sample.fail", ["x"], task_id="next", chain=chain[:1]))
     app.backend.mark_as_done("t", 1, run)
     assert dict(objects.values_list("task_id", "state")) == {"t": "SUCCESS", "next": "REVOKED", "last": "REVOKED"}
+
+
+def test_a_chord_that_a_failed_chain_will_not_come_to_is_no_task(run):
+    run.chain = [dict(app.signature("celery.chord", task_id="chord"), subtask_type="chord", kwargs={})]
+    app.backend.mark_as_failure("t", ValueError("x"), request=run)
+    assert list(objects.values_list("task_id", "state")) == [("t", "FAILURE")]
