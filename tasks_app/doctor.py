@@ -108,14 +108,11 @@ invariant(
 )
 invariant(
     "the end is the end",
-    "What has ended is not to be published, waits for nothing and holds no lease.",
-    "Something wrote to the table past the console. Set publish_at, parked_at and lease_until of these to NULL.",
+    "What has ended is not to be published, and waits for no slot.",
+    "Something wrote to the table past the console. Set publish_at and parked_at of these to NULL.",
     f"""
     SELECT format('%%s, %%s', task_id, state) FROM {_TASKS}
     WHERE state NOT IN ('PENDING', 'STARTED', 'RETRY') AND (publish_at IS NOT NULL OR parked_at IS NOT NULL)
-    UNION ALL
-    SELECT format('%%s, %%s with a lease', task_id, state) FROM {_TASKS}
-    WHERE finished_at >= %(since)s AND lease_until IS NOT NULL AND state NOT IN ('PENDING', 'STARTED', 'RETRY')
     """,
 )
 invariant(

@@ -102,6 +102,18 @@ class Channel(redis.Channel):
             self.quarantine(*self._popped, error)
             return True
 
+    def _receive(self):
+        """Read the broadcasts that are there. kombu's own reads one first, and waits for it without end: a worker was
+        seen to stand still for ever, where what its poll had announced had been read by then."""
+        received = False
+        try:
+            while (connection := self.subclient.connection) is not None and connection.can_read(timeout=0):
+                received = bool(self._receive_one(self.subclient)) or received
+        except self.connection_errors:
+            self._in_listen = False  # as kombu's own does, so that it subscribes again
+            raise
+        return received
+
     def _receive_one(self, c):
         try:
             return super()._receive_one(c)

@@ -104,7 +104,7 @@ VIOLATIONS = [
     ("runs hold a lease", lambda: record(state="STARTED", started_at=ago(minutes=5))),
     ("expired is revoked", lambda: record(expires=ago(minutes=5))),
     ("the end is the end", lambda: finished(publish_at=ago(minutes=5))),
-    ("the end is the end", lambda: finished(lease_until=timezone.now())),
+    ("the end is the end", lambda: finished(parked_at=timezone.now())),
     ("one outcome", two_outcomes),
     ("no success without a run", lambda: finished(attempt=0)),
     ("lost within limits", too_many_lost),

@@ -11,6 +11,9 @@ from typing import Any
 
 from django.conf import settings
 
+from tasks_app import states
+from tasks_app.models import TaskRecord
+
 
 def eventually(check: Callable[[], Any], timeout: float = 10, what: str = "") -> Any:
     """The first true answer of `check`, asked every 20 ms; fails after `timeout` seconds."""
@@ -21,6 +24,16 @@ def eventually(check: Callable[[], Any], timeout: float = 10, what: str = "") ->
         if time.monotonic() > give_up_at:
             raise AssertionError(f"Not within {timeout} s: {what or check}. The last answer was {answer!r}.")
         time.sleep(0.02)
+
+
+def record_of(result) -> TaskRecord:
+    return TaskRecord.objects.get(task_id=result.id)
+
+
+def finished(result, timeout: float = 15) -> TaskRecord:
+    """The record of a task, once it has ended."""
+    ended = TaskRecord.objects.filter(task_id=result.id, state__in=states.READY_STATES)
+    return eventually(ended.first, timeout, result.id)
 
 
 class Manage:

@@ -19,29 +19,18 @@ from django.test import Client
 from django.urls import reverse
 from django.utils import timezone
 
-from tasks_app import states
 from tasks_app.client import CeleryClient
 from tasks_app.exceptions import InvalidSubmission
 from tasks_app.models import TaskRecord
 from tasks_app.tasks import number_sum
 from tests.acceptance.conftest import BRISK
-from tests.acceptance.processes import Manage, eventually
+from tests.acceptance.processes import Manage, eventually, finished, record_of
 from tests.sample.behaving import add, counted_sum, tries
 from tests.sample.tasks import count, echo, fail, late_sleep, sleep
 
 pytestmark = pytest.mark.usefixtures("worker")
 client = CeleryClient()
 SHANGHAI = ZoneInfo("Asia/Shanghai")
-
-
-def record_of(result) -> TaskRecord:
-    return TaskRecord.objects.get(task_id=result.id)
-
-
-def finished(result, timeout: float = 10) -> TaskRecord:
-    return eventually(
-        lambda: TaskRecord.objects.filter(task_id=result.id, state__in=states.READY_STATES).first(), timeout, result.id
-    )
 
 
 @contextmanager

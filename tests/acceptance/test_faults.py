@@ -11,27 +11,16 @@ from celery import current_app as app
 from django.db import connection
 from django_celery_results.models import TaskResult
 
-from tasks_app import states
 from tasks_app.broker import has_epoch
 from tasks_app.client import CeleryClient
 from tasks_app.models import TaskRecord
 from tests.acceptance.conftest import BRISK
-from tests.acceptance.processes import Manage, eventually
+from tests.acceptance.processes import Manage, eventually, finished, record_of
 from tests.sample.tasks import echo, killed, late_sleep, tagged_sleep
 from tests.servers import broker
 
 pytestmark = pytest.mark.usefixtures("worker")  # it also rescues what other workers leave
 client = CeleryClient()
-
-
-def record_of(result) -> TaskRecord:
-    return TaskRecord.objects.get(task_id=result.id)
-
-
-def finished(result, timeout: float = 15) -> TaskRecord:
-    return eventually(
-        lambda: TaskRecord.objects.filter(task_id=result.id, state__in=states.READY_STATES).first(), timeout, result.id
-    )
 
 
 @contextmanager

@@ -11,25 +11,14 @@ from django.db import transaction
 from django.utils import timezone
 from django_celery_results.models import TaskResult
 
-from tasks_app import states
 from tasks_app.client import CeleryClient
 from tasks_app.exceptions import TaskNotFound
 from tasks_app.models import TaskRecord
-from tests.acceptance.processes import Manage, eventually
+from tests.acceptance.processes import Manage, eventually, finished, record_of
 from tests.sample.tasks import count, echo, flaky, sleep
 
 pytestmark = pytest.mark.usefixtures("worker")
 client = CeleryClient()
-
-
-def record_of(result) -> TaskRecord:
-    return TaskRecord.objects.get(task_id=result.id)
-
-
-def finished(result, timeout: float = 10) -> TaskRecord:
-    return eventually(
-        lambda: TaskRecord.objects.filter(task_id=result.id, state__in=states.READY_STATES).first(), timeout, result.id
-    )
 
 
 def test_a_task_succeeds_and_its_result_and_record_are_kept():
