@@ -103,6 +103,7 @@ def broadcast(monkeypatch) -> list:
         "celery.app.control.Control.revoke",
         lambda self, ids, *args, terminate=False, **_: told.append((ids, terminate)),
     )
+    monkeypatch.setattr("django.db.transaction.on_commit", lambda action: action())  # no test's transaction commits
     return told
 
 
