@@ -155,7 +155,7 @@ def successors_apart() -> None:
             request.chord = None
         mark_as_done(self, task_id, result, request, *args, **kwargs)
         if chord or successors.records or successors.chords:
-            time.sleep(0.3)
+            time.sleep(1)
         self.app.submit_successors(successors, revoked=False)
         if chord:
             request.chord = chord
@@ -192,9 +192,9 @@ _KILLS = ("kill worker", "kill child")
 _NO_CENSUS = {"TASK_CENSUS_GRACE": "600"}
 
 
-def _run(*kinds: str, mix: Sequence[str], seed: int = 1, per_minute: float = 60, **options) -> Scenario:
+def _run(*kinds: str, mix: Sequence[str], seconds: float = 12, per_minute: float = 60, **options) -> Scenario:
     """Short; `kinds` of faults."""
-    return Scenario(seed, 12, per_minute, kinds=kinds, mix=mix, settle=25, **options)
+    return Scenario(1, seconds, per_minute, kinds=kinds, mix=mix, settle=25, **options)
 
 
 def _calm(*mix: str, **options) -> Scenario:
@@ -219,7 +219,7 @@ GUARDS = {
         "Only the run in force closes the record.",
         close_by_any_run,
         "I3",
-        _run("freeze worker", "freeze parent", mix=["long"], rate=2),
+        _run("freeze parent", mix=["long"], seconds=30, per_minute=40, rate=1.5),
     ),
     "close-state": Guard("What has ended is not closed again.", close_what_has_ended, "I8", _calm("limited", "single")),
     "mark-gen": Guard(
@@ -230,14 +230,17 @@ GUARDS = {
     ),
     "revoke-state": Guard("Only what waits is revoked.", revoke_in_any_state, "I8", _calm("revoked_waiting")),
     "rescue": Guard(
-        "A run whose lease ran out is ended.", no_rescue, "runs hold a lease", _run(*_KILLS, mix=["long", "single"])
+        "A run whose lease ran out is ended.",
+        no_rescue,
+        "runs hold a lease",
+        _run("kill worker", mix=["long"], rate=1.5),
     ),
     "renewal": Guard("A live run keeps its lease.", no_renewal, "I11", _calm("long", rate=1)),
     "patience": Guard(
         "A rescuer that was blind waits for a lease.",
         no_patience,
         "I11",
-        _run("stop postgres", mix=["long"], per_minute=15, rate=1),
+        _run("stop postgres", mix=["long"], seconds=30, per_minute=15, rate=1.5),
     ),
     "lost-limit": Guard(
         "A lost run is repeated only as often as its task says.", any_number_lost, "I4", _calm("deadly", rate=1)
@@ -260,7 +263,7 @@ GUARDS = {
         "What follows from a task is written in the transaction that closes it.",
         successors_apart,
         "I1 every task is recorded",
-        _run(*_KILLS, mix=["chain", "chord", "linked"]),
+        _run(*_KILLS, mix=["chain", "chord", "linked"], rate=2),
     ),
     "chord-lock": Guard(
         "Members of a chord are counted one after the other.", chords_unlocked, "chords are closed", _calm("chord")
