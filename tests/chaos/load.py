@@ -88,6 +88,11 @@ def long(s: Submission):
     return s.task("work", s.number, s.random.uniform(2, 5), value=s.number).apply_async
 
 
+def lasting(s: Submission):
+    """Longer than any outage. Only where it is asked for."""
+    return s.task("work", s.number, s.random.uniform(6, 9), value=s.number).apply_async
+
+
 def many(s: Submission):
     calls: list[tuple[list, dict]] = [([s.number + i, s.pause()], {}) for i in range(s.random.randint(3, 8))]
 
@@ -195,7 +200,7 @@ def limited(s: Submission):
 MIX: dict[Callable[[Submission], Callable[[], Any]], int] = {
     single: 30, long: 5, many: 3, delayed: 8, expiring: 4, flaky: 10, failing: 2, linked: 4, chain: 7,
     side_by_side: 3, chord: 7, chord_in_chain: 3, revoked_waiting: 5, revoked_running: 3, revoked_member: 2,
-    deadly: 1, limited: 1,
+    deadly: 1, limited: 1, lasting: 0,
 }  # fmt: skip
 
 
@@ -206,7 +211,7 @@ class RolledBack(Exception):
 def submit(seed: int, number: int, kinds: Sequence[str]) -> Submission:
     """Do the submission of this number; what it does depends on the seed and the number alone."""
     rng = random.Random(f"{seed} {number}")
-    mix = {kind: weight for kind, weight in MIX.items() if not kinds or kind.__name__ in kinds}
+    mix = MIX if not kinds else {kind: max(MIX[kind], 1) for kind in MIX if kind.__name__ in kinds}
     (kind,) = rng.choices(list(mix), list(mix.values()))
     submission, doomed = Submission(number, kind.__name__, rng), rng.random() < DOOMED
     ledger.execute("INSERT INTO chaos.submits VALUES (%s, %s, %s)", [number, submission.kind, doomed])

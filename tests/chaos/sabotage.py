@@ -2,11 +2,6 @@
 
 The app `tests.chaos` removes the guard that SABOTAGE names, in every process of a run; the product has no hook for it.
 A run whose own faults are seldom has fewer kinds of faults and of load than the others. With its guard it passes.
-
-Three guards are seldom missed by chance, and have tests that fail without them instead: the fence of the close
-(tests/test_backend.py, "a result of a lost run is refused"), the patience of a rescuer that was blind
-(tests/test_maintenance.py, "a rescuer that was blind waits"), and the transaction of what follows
-(tests/test_backend.py, "steps that follow are written with the outcome or not at all").
 """
 
 import time
@@ -50,6 +45,13 @@ def claim_in_any_state() -> None:
     replace(moves, "_CLAIM", f"AND {_WAITS}", "AND finished_at IS NULL")
 
 
+def close_by_any_run() -> None:
+    from tasks_app import backend
+
+    for name in ("_CLOSE", "_CLOSE_WITH_RESULT"):
+        replace(backend, name, "coalesce(gen = %s, true)", "coalesce(%s::int IS NOT NULL, true)")
+
+
 def close_what_has_ended() -> None:
     from tasks_app import backend
 
@@ -80,6 +82,19 @@ def no_renewal() -> None:
     from tasks_app.leases import Leases
 
     Leases._renew = lambda self: None  # type: ignore[method-assign]
+
+
+def no_patience() -> None:
+    """A rescuer that was blind takes at once for lost what nobody could renew."""
+    from tasks_app.maintenance import Rescuer
+
+    end_lost_runs = Rescuer.end_lost_runs
+
+    def at_once(self, now: float) -> None:
+        self._seen_at, self._trusts_at = now - 1, 0.0
+        end_lost_runs(self, now)
+
+    Rescuer.end_lost_runs = at_once  # type: ignore[method-assign]
 
 
 def any_number_lost() -> None:
@@ -127,6 +142,28 @@ def publish_at_once() -> None:
     outbox.transaction = Transaction()  # type: ignore[assignment]
 
 
+def successors_apart() -> None:
+    """After the end of the task that they succeed, in transactions of their own; a wide gap in between."""
+    from tasks_app.backend import RecordBackend
+    from tasks_app.outbox import Successors, take_successors
+
+    mark_as_done = RecordBackend.mark_as_done
+
+    def apart(self, task_id, result, request=None, *args, **kwargs):
+        successors, chord = take_successors() or Successors(), request and request.chord
+        if chord:
+            request.chord = None
+        mark_as_done(self, task_id, result, request, *args, **kwargs)
+        if chord or successors.records or successors.chords:
+            time.sleep(1)
+        self.app.submit_successors(successors, revoked=False)
+        if chord:
+            request.chord = chord
+            self.on_chord_part_return(request, "SUCCESS", result)
+
+    RecordBackend.mark_as_done = apart  # type: ignore[method-assign]
+
+
 def chords_unlocked() -> None:
     """Two members that end together count as one."""
     from django_celery_results.models import ChordCounter
@@ -155,9 +192,11 @@ _KILLS = ("kill worker", "kill child")
 _NO_CENSUS = {"TASK_CENSUS_GRACE": "600"}
 
 
-def _run(*kinds: str, mix: Sequence[str], seconds: float = 12, per_minute: float = 60, **options) -> Scenario:
+def _run(
+    *kinds: str, mix: Sequence[str], seed: int = 1, seconds: float = 12, per_minute: float = 60, **options
+) -> Scenario:
     """Short; `kinds` of faults."""
-    return Scenario(1, seconds, per_minute, kinds=kinds, mix=mix, settle=25, **options)
+    return Scenario(seed, seconds, per_minute, kinds=kinds, mix=mix, settle=25, **options)
 
 
 def _calm(*mix: str, **options) -> Scenario:
@@ -178,6 +217,12 @@ GUARDS = {
         "I4",
         _run("repeat messages", mix=["long", "single"]),
     ),
+    "close-gen": Guard(
+        "Only the run in force closes the record.",
+        close_by_any_run,
+        "I3",
+        _run("freeze parent", mix=["lasting"], seed=8, seconds=30, per_minute=20, rate=0.8),
+    ),
     "close-state": Guard("What has ended is not closed again.", close_what_has_ended, "I8", _calm("limited", "single")),
     "mark-gen": Guard(
         "Only the message in force is marked as published.",
@@ -193,6 +238,12 @@ GUARDS = {
         _run("kill worker", mix=["long"], rate=1.5),
     ),
     "renewal": Guard("A live run keeps its lease.", no_renewal, "I11", _calm("long", rate=1)),
+    "patience": Guard(
+        "A rescuer that was blind waits for a lease.",
+        no_patience,
+        "I11",
+        _run("stop postgres", mix=["lasting"], seed=7, seconds=30, per_minute=8, rate=0.8),
+    ),
     "lost-limit": Guard(
         "A lost run is repeated only as often as its task says.", any_number_lost, "I4", _calm("deadly", rate=1)
     ),
@@ -210,6 +261,12 @@ GUARDS = {
     ),
     "relay": Guard("What its submitter did not publish is published.", no_relay, "I1", _calm("delayed")),
     "on-commit": Guard("Nothing is published before its commit.", publish_at_once, "I2", _calm("single")),
+    "successors": Guard(
+        "What follows from a task is written in the transaction that closes it.",
+        successors_apart,
+        "I1 every task is recorded",
+        _run("kill worker", mix=["chain", "linked"], rate=2),
+    ),
     "chord-lock": Guard(
         "Members of a chord are counted one after the other.", chords_unlocked, "chords are closed", _calm("chord")
     ),
