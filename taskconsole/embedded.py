@@ -235,7 +235,8 @@ class Postgres(Server):
 
     def __init__(self, directory: Path, *, settings: dict[str, str] | None = None, port: int | None = None):
         super().__init__(directory, port=port)
-        self.settings = {"log_checkpoints": "off"} | (settings or {})
+        # A commit's own write waits for the disk, as much as a sync after it would, and costs one call less.
+        self.settings = {"log_checkpoints": "off", "wal_sync_method": "open_datasync"} | (settings or {})
 
     @property
     def url(self) -> str:

@@ -87,7 +87,7 @@ class TaskRecord(models.Model):
     root_id = models.CharField(max_length=255)
     parent_id = models.CharField(max_length=255, null=True)  # noqa: DJ001 Celery's None
     group_id = models.CharField(max_length=255, null=True)  # noqa: DJ001
-    replay_of = models.ForeignKey("self", models.SET_NULL, null=True, related_name="replays")
+    replay_of = models.ForeignKey("self", models.SET_NULL, null=True, related_name="replays", db_index=False)
 
     state = models.CharField(max_length=16, default=states.PENDING, db_default=states.PENDING)
     #: Number of the run: 0 until the first claim.
@@ -173,8 +173,9 @@ class TaskRecord(models.Model):
             # The list filtered by state; successes are so many that the primary key finds them as fast.
             models.Index(fields=["state", "-id"], name="task_state", condition=~models.Q(state=states.SUCCESS)),
             models.Index(fields=["name", "-id"], name="task_name"),
-            # Workflows; most tasks are none, and cost it nothing.
+            # Workflows and replays; most tasks are none, and cost it nothing.
             models.Index(fields=["root_id"], name="task_root", condition=_NOT_ROOT),
+            models.Index(fields=["replay_of"], name="task_replay", condition=models.Q(replay_of__isnull=False)),
             models.Index(fields=["finished_at"], name="task_finished", condition=models.Q(finished_at__isnull=False)),
         ]
         constraints = [
@@ -186,7 +187,9 @@ class TaskRecord(models.Model):
             models.UniqueConstraint(
                 fields=["unique_key"],
                 name="task_unique_unfinished",
-                condition=models.Q(unique_until__isnull=True, state__in=states.UNREADY_STATES),
+                condition=models.Q(
+                    unique_key__isnull=False, unique_until__isnull=True, state__in=states.UNREADY_STATES
+                ),
             ),
             models.UniqueConstraint(
                 fields=["unique_key"], name="task_unique_for_a_time", condition=models.Q(unique_until__isnull=False)
