@@ -3,13 +3,26 @@
 Each takes a queryset and the user, and returns in numbers what it did.
 """
 
+import contextlib
+
 from django.contrib.auth.models import AbstractBaseUser
 from django.db import transaction
-from django.db.models import QuerySet
+from django.db.models import QuerySet, TextChoices
+from django.utils import timezone
 
-from scheduling_app import firing
+from scheduling_app import backfill, firing
 from scheduling_app.models import Schedule, ScheduleRun
+from scheduling_app.triggers import TimingError
 from tasks_app.pages import log
+
+
+class Missed(TextChoices):
+    """What becomes of the times that passed while a schedule was paused."""
+
+    NONE = "none", "Nothing"
+    LATEST = "latest", "Run the latest"
+    ALL = "all", "Run them all"
+
 
 #: How many are run by hand at once, at most.
 MOST_RUNS = 500
@@ -33,9 +46,18 @@ def pause(schedules: QuerySet[Schedule], user: AbstractBaseUser) -> str:
     return _set_enabled(schedules, user, False, "paused")
 
 
-def resume(schedules: QuerySet[Schedule], user: AbstractBaseUser) -> str:
-    """Fire them again, from their next times on: what passed meanwhile is not made up for."""
-    return _set_enabled(schedules, user, True, "resumed")
+@transaction.atomic
+def resume(schedules: QuerySet[Schedule], user: AbstractBaseUser, missed: str = Missed.NONE) -> str:
+    """Fire them again, from their next times on. `missed`: which of the times since they were paused are to run now."""
+    paused = list(schedules.filter(enabled=False)) if missed != Missed.NONE else []
+    said = _set_enabled(schedules, user, True, "resumed")
+    begun = []
+    for schedule in paused:
+        with contextlib.suppress(TimingError):
+            only_latest, by = missed == Missed.LATEST, user.get_username()
+            begun.append(backfill.make_up_for(schedule, schedule.switched_at, timezone.now(), only_latest, by))
+    total = sum(each.total for each in begun if each)
+    return f"{said} {total} missed {'time runs' if total == 1 else 'times run'} now." if paused else said
 
 
 @transaction.atomic

@@ -1,35 +1,78 @@
-"""Firing what is due: pure decisions in `firings`, one transaction for a whole batch in `fire_due`.
+"""Firing what is due: decisions are those of `policies`; here is one transaction for a whole batch of them.
 
 Rows are locked while they are fired or planned, so an edit that committed before decides, and one that comes later
 waits and decides about the next time: no old definition fires once a save has returned.
 """
 
 import logging
-from collections import Counter
-from collections.abc import Callable, Sequence
-from datetime import datetime, timedelta
+import random
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Sequence
+from datetime import datetime
 from uuid import UUID, uuid5
 
 from celery import current_app
 from django.conf import settings
-from django.db import DatabaseError, transaction
+from django.db import DatabaseError, connection, transaction
 from django.db.models import Count, DateTimeField, Func
 
-from scheduling_app.models import Schedule, ScheduleRun
-from scheduling_app.triggers import Timing, TimingError, jittered
+from scheduling_app.models import Calendar, Schedule, ScheduleRun
+from scheduling_app.policies import KEPT, Judge, Outcome, Overlap, Reason, Standing, due_times, expires_at
+from scheduling_app.signatures import arguments_of
+from scheduling_app.triggers import TimingError, jittered
+from tasks_app import states
 from tasks_app.exceptions import NotUnique, TaskConsoleError
+from tasks_app.execution import RETRY_HEADER
 from tasks_app.models import TaskRecord
 
 logger = logging.getLogger(__name__)
 
-#: Seconds after its time from which a run counts as caught up, not as on time.
-PUNCTUAL = timedelta(seconds=5)
+#: Rows of runs after which a batch is full: many schedules may each have missed many times.
+MOST_RUNS = 10_000
+#: A schedule's old runs are deleted once in so many new ones.
+TRIMMED_EACH = 100
 _NAMESPACE = UUID("6f0e2c53-6d3a-4c3c-9a4f-2f6f2d6a6e51")
 
 #: The time itself, not that of the transaction's start: two runs by hand in one have times of their own.
 _CLOCK = Func(function="clock_timestamp", output_field=DateTimeField())
 
-Outcome, Reason = ScheduleRun.Outcome, ScheduleRun.Reason
+
+class Batch:
+    """What becomes of some schedules that are due; `write` does it, in the transaction that has locked them."""
+
+    def __init__(self):
+        self.schedules: list[Schedule] = []
+        self.runs: list[ScheduleRun] = []
+        self._cancelling: list[Schedule] = []
+        self._failing: list[Schedule] = []
+
+    def step(self, schedule: Schedule, standing: Standing) -> None:
+        """Judge its due times, and move it on to its next one."""
+        self.schedules.append(schedule)
+        try:
+            timing = schedule.timing()
+        except TimingError as error:  # changed by SQL past the trigger, or by an update of the zones
+            schedule.next_fire_at, schedule.problem = None, f"{error.field}: {error}"[:500]
+            return
+        due = due_times(timing, schedule.next_fire_at, schedule.database_now)
+        judge = Judge(schedule, due, standing)
+        self.runs += judge.runs()
+        schedule.last_fire_at = schedule.database_now
+        schedule.next_fire_at = None if schedule.is_used_up else due.following
+        if judge.cancels:
+            self._cancelling.append(schedule)
+        if standing.failed:
+            self._failing.append(schedule)
+
+    def write(self) -> None:
+        _cancel_unfinished(self._cancelling)
+        submit(self.runs)
+        Schedule.objects.advance(self.schedules)
+        for schedule in self._failing:
+            note = f"Its last {schedule.pause_after_failures} runs failed."
+            Schedule.objects.filter(pk=schedule.pk).set_enabled(False, note)
+            logger.warning("Schedule %r pauses itself. %s", schedule.name, note)
+        trim({run.schedule_id for run in self.runs if random.random() < 1 / TRIMMED_EACH})  # noqa: S311
 
 
 def fire_due(limit: int = 500) -> int:
@@ -43,30 +86,37 @@ def fire_due(limit: int = 500) -> int:
         return _fire(limit, _step_each)
 
 
-def _fire(limit: int, step: Callable[[list[Schedule], Counter[int]], None]) -> int:
+def _fire(limit: int, step: Callable[[list[Schedule], dict[int, Standing]], int]) -> int:
     with transaction.atomic():
         schedules = list(Schedule.objects.due(limit))
-        if schedules:
-            step(schedules, _unfinished(schedules))
-            Schedule.objects.advance(schedules)
-    return len(schedules)
+        return step(schedules, _standings(schedules)) if schedules else 0
 
 
-def _step_all(schedules: list[Schedule], unfinished: Counter[int]) -> None:
-    _submit([run for schedule in schedules for run in _step(schedule, unfinished[schedule.pk])])
+def _step_all(schedules: list[Schedule], standings: dict[int, Standing]) -> int:
+    batch = Batch()
+    for schedule in schedules:
+        if len(batch.runs) >= MOST_RUNS:
+            break
+        batch.step(schedule, standings[schedule.pk])
+    batch.write()
+    return len(batch.schedules)
 
 
-def _step_each(schedules: list[Schedule], unfinished: Counter[int]) -> None:
+def _step_each(schedules: list[Schedule], standings: dict[int, Standing]) -> int:
     """The same, one by one: a schedule that cannot be fired at all stops, and says why; the others go on."""
     for schedule in schedules:
         try:
             with transaction.atomic():
-                _submit(_step(schedule, unfinished[schedule.pk]))
+                batch = Batch()
+                batch.step(schedule, standings[schedule.pk])
+                batch.write()
         except DatabaseError:
             raise
         except Exception as error:
             logger.exception("Schedule %r cannot be fired.", schedule.name)
             schedule.next_fire_at, schedule.problem = None, f"{type(error).__name__}: {error}"[:500]
+            Schedule.objects.advance([schedule])
+    return len(schedules)
 
 
 def plan_changed(limit: int = 500) -> int:
@@ -91,87 +141,21 @@ def run_now(schedule: Schedule, by: str = "") -> ScheduleRun:
     """Run a schedule's task once, at once, with its own settings; its times stay as they are."""
     with transaction.atomic():
         at = Schedule.objects.values_list(_CLOCK, flat=True).get(pk=schedule.pk)
-        run = _fired(schedule, at, Reason.MANUAL, f"by {by}" if by else "")
-        _submit([run])
+        run = ScheduleRun(schedule=schedule, scheduled_for=at, outcome=Outcome.FIRED, reason=Reason.MANUAL)
+        run.detail, run.following = f"by {by}" if by else "", schedule.next_fire_at
+        submit([run])
     return run
 
 
-def _plan(schedule: Schedule) -> None:
-    schedule.next_fire_at, schedule.problem = None, ""
-    try:
-        schedule.next_fire_at = schedule.timing().next_after(schedule.changed_at)
-    except TimingError as error:
-        schedule.problem = f"{error.field}: {error}"[:500]
-        logger.error("Schedule %r cannot fire: %s", schedule.name, schedule.problem)
-
-
-def _step(schedule: Schedule, running: int) -> list[ScheduleRun]:
-    """The runs of a due schedule, which moves on to its next time."""
-    try:
-        timing = schedule.timing()
-    except TimingError as error:  # changed by SQL past the trigger, or by an update of the zones
-        schedule.next_fire_at, schedule.problem = None, f"{error.field}: {error}"[:500]
-        return []
-    first, now = schedule.next_fire_at, schedule.database_now
-    times, following = _due_times(schedule, timing, now)
-    schedule.last_fire_at, schedule.next_fire_at = now, following
-    runs = []
-    for at in times:
-        run = _judged(schedule, at, now, running)
-        running += run.outcome == Outcome.FIRED
-        runs.append(run)
-    if times[0] != first:
-        runs[0].detail = f"{runs[0].detail} Stands for the times missed since {first:%Y-%m-%d %H:%M:%S} UTC.".strip()
-    return runs
-
-
-def _due_times(schedule: Schedule, timing: Timing, now: datetime) -> tuple[list[datetime], datetime | None]:
-    """The times up to `now` to act on, each or the latest alone, and the time that follows them."""
-    first = schedule.next_fire_at
-    if schedule.catch_up == Schedule.CatchUp.ALL:
-        return _walk(timing, first, now, Schedule.MAX_CATCH_UP)
-    window = timedelta(minutes=1)
-    while window < now - first:  # looks back further and further, so that a long downtime is not walked through
-        if (start := timing.next_after(now - window)) and start <= now:
-            first = start
-            break
-        window *= 8
-    times, following = _walk(timing, first, now)
-    return times[-1:], following
-
-
-def _walk(timing: Timing, first: datetime, now: datetime, limit: int | None = None):
-    """`first` and the times that follow it up to `now`, at most `limit`, and the one after these."""
-    times = [first]
-    for at in timing.times_after(first):
-        if at > now or len(times) == limit:
-            return times, at
-        times.append(at)
-    return times, None
-
-
-def _judged(schedule: Schedule, at: datetime, now: datetime, running: int) -> ScheduleRun:
-    late, grace = now - at, schedule.misfire_grace_time
-    if grace is not None and late > timedelta(seconds=grace):
-        return _skipped(schedule, at, Reason.MISFIRE, f"{late.total_seconds():.0f} s late, {grace} s are allowed.")
-    if schedule.max_instances and running >= schedule.max_instances:
-        return _skipped(schedule, at, Reason.OVERLAP, f"{running} unfinished, {schedule.max_instances} allowed.")
-    return _fired(schedule, at, Reason.DUE if late <= PUNCTUAL else Reason.CAUGHT_UP)
-
-
-def _fired(schedule: Schedule, at: datetime, reason: str, detail: str = "") -> ScheduleRun:
-    task_id = str(uuid5(_NAMESPACE, f"{schedule.pk} {at.timestamp()}"))
-    return ScheduleRun(
-        schedule=schedule, scheduled_for=at, outcome=Outcome.FIRED, reason=reason, detail=detail, record_id=task_id
-    )
-
-
-def _skipped(schedule: Schedule, at: datetime, reason: str, detail: str) -> ScheduleRun:
-    return ScheduleRun(schedule=schedule, scheduled_for=at, outcome=Outcome.SKIPPED, reason=reason, detail=detail[:500])
-
-
-def _submit(runs: Sequence[ScheduleRun]) -> None:
+def submit(runs: Sequence[ScheduleRun]) -> None:
     """Insert the runs, and the tasks of those that are new; a run whose task cannot be made is recorded as skipped."""
+    records = make_records(runs)
+    inserted = ScheduleRun.objects.insert(runs)
+    submit_records(runs, [record for key, record in records.items() if key in inserted])
+
+
+def make_records(runs: Iterable[ScheduleRun]) -> dict[tuple[int, datetime], TaskRecord]:
+    """The tasks of those that are to fire, by schedule and due time; what has none is marked as skipped, and why."""
     records = {}
     for run in runs:
         if run.outcome == Outcome.FIRED:
@@ -180,13 +164,87 @@ def _submit(runs: Sequence[ScheduleRun]) -> None:
             except (TaskConsoleError, TypeError, ValueError) as error:
                 run.outcome, run.reason, run.record_id = Outcome.SKIPPED, Reason.INVALID, None
                 run.detail = str(error)[:500]
-    inserted = ScheduleRun.objects.insert(runs)
-    new = [record for key, record in records.items() if key in inserted]
-    for record in current_app.submit_new(new) if new else []:
+    return records
+
+
+def submit_records(runs: Iterable[ScheduleRun], records: Sequence[TaskRecord]) -> None:
+    """Submit the tasks of runs that are written; one that is not unique leaves its run as skipped."""
+    for record in current_app.submit_new(records) if records else []:
         try:
             current_app.submit_one(record)  # the other may have ended just now
         except NotUnique as error:
             _skip_not_unique(next(run for run in runs if run.record_id == record.task_id), error)
+
+
+def trim(schedule_ids: Iterable[int]) -> None:
+    """Delete the runs of these schedules that are older than the latest KEPT of each, and settled."""
+    if ids := list(schedule_ids):
+        with connection.cursor() as cursor:
+            cursor.execute(_TRIM, [KEPT, ids, list(states.UNREADY_STATES)])
+
+
+def _plan(schedule: Schedule) -> None:
+    schedule.next_fire_at, schedule.problem = None, ""
+    try:
+        if not schedule.is_used_up:
+            schedule.next_fire_at = schedule.timing().next_after(schedule.changed_at)
+    except TimingError as error:
+        schedule.problem = f"{error.field}: {error}"[:500]
+        logger.error("Schedule %r cannot fire: %s", schedule.name, schedule.problem)
+
+
+def _standings(schedules: Sequence[Schedule]) -> dict[int, Standing]:
+    """What the policies of these need to know, by a query for each kind of policy that one of them has."""
+    standings: dict[int, Standing] = defaultdict(Standing)
+    if overlapping := [schedule.pk for schedule in schedules if schedule.overlap != Overlap.ALLOW]:
+        for pk, count in count_unfinished("schedule_run__schedule", overlapping):
+            standings[pk].unfinished = count
+        waiting = ScheduleRun.objects.filter(schedule__in=overlapping, outcome=Outcome.WAITING, backfill=None)
+        for pk, count in waiting.order_by().values_list("schedule").annotate(count=Count("pk")):
+            standings[pk].waiting = count
+    if watched := [schedule for schedule in schedules if schedule.pause_after_failures]:
+        for pk in _failing(watched):
+            standings[pk].failed = True
+    if calendars := {schedule.blackout_id for schedule in schedules} - {None}:
+        named = Calendar.objects.filter(pk__in=calendars).prefetch_related("windows")
+        blackouts = {calendar.pk: _blackout(calendar) for calendar in named}
+        for schedule in schedules:
+            if schedule.blackout_id is not None:
+                standings[schedule.pk].blackout = blackouts[schedule.blackout_id]
+    return standings
+
+
+def _blackout(calendar: Calendar):
+    try:
+        return calendar.blackout()
+    except TimingError as error:
+        return f"Calendar {calendar.name}: {error.field}: {error}"
+
+
+def count_unfinished(of: str, ids: Sequence[int]) -> list[tuple[int, int]]:
+    """How many tasks are unfinished, by schedule or by backfill: (id, count) for those that have any.
+
+    Runs of a backfill do not count as their schedule's: they have a limit of their own.
+    """
+    unfinished = TaskRecord.objects.unfinished().filter(**{f"{of}__in": ids})
+    if of == "schedule_run__schedule":
+        unfinished = unfinished.filter(schedule_run__backfill=None)
+    return list(unfinished.order_by().values_list(of).annotate(count=Count("pk")))
+
+
+def _failing(schedules: Sequence[Schedule]) -> list[int]:
+    """Which of them failed so often in a row, since they were last switched on, that they are to pause."""
+    rows = [(each.pk, each.pause_after_failures, each.switched_at) for each in schedules]
+    with connection.cursor() as cursor:
+        columns = [list(column) for column in zip(*rows, strict=True)]
+        cursor.execute(_FAILING, [*columns, states.FAILURE, list(states.READY_STATES)])
+        return [row[0] for row in cursor.fetchall()]
+
+
+def _cancel_unfinished(schedules: Sequence[Schedule]) -> None:
+    if schedules:
+        runs = TaskRecord.objects.unfinished().filter(schedule_run__schedule__in=schedules, schedule_run__backfill=None)
+        current_app.control.revoke(list(runs.values_list("task_id", flat=True)), terminate=True)
 
 
 def _skip_not_unique(run: ScheduleRun, error: NotUnique) -> None:
@@ -197,28 +255,55 @@ def _skip_not_unique(run: ScheduleRun, error: NotUnique) -> None:
 
 
 def _record(run: ScheduleRun) -> TaskRecord:
-    schedule = run.schedule
-    eta = None
-    if schedule.jitter and run.reason == Reason.DUE:
-        eta = jittered(schedule.pk, run.scheduled_for, schedule.jitter, schedule.next_fire_at)
+    """A run's task, under an id that any scheduler would give it. Raises TaskConsoleError, TypeError, ValueError."""
+    schedule, at = run.schedule, run.scheduled_for
+    if schedule.drift:
+        raise ValueError(schedule.drift)
+    starts_at = run.starts_at
+    if starts_at is None and schedule.jitter and run.reason in (Reason.DUE, Reason.LATE):
+        starts_at = jittered(schedule.pk, at, schedule.jitter, run.following)
+    args, kwargs = arguments_of(schedule, at)
+    headers = {"periodic_task_name": schedule.name, "scheduled_for": at.isoformat()} | schedule.headers
+    if schedule.max_retries:
+        headers[RETRY_HEADER] = {"max_retries": schedule.max_retries, "backoff": schedule.retry_backoff or 0}
+    key = f"{schedule.pk} {at.timestamp()}" + (f" backfill {run.backfill_id}" if run.backfill_id else "")
+    run.record_id = str(uuid5(_NAMESPACE, key))
+    now = getattr(schedule, "database_now", None) or max(at, starts_at or at)
     return current_app.build_record(
         schedule.task,
-        schedule.args,
-        schedule.kwargs,
+        args,
+        kwargs,
         task_id=run.record_id,
         queue=schedule.queue or settings.CRON_QUEUE,
         priority=schedule.priority,
-        expires=schedule.expires_after,
-        eta=eta,
-        headers={"periodic_task_name": schedule.name},
+        expires=expires_at(schedule, max(now, starts_at or now), run.following),
+        eta=starts_at,
+        soft_time_limit=schedule.soft_time_limit,
+        time_limit=schedule.time_limit,
+        headers=headers,
     )
 
 
-def _unfinished(schedules: Sequence[Schedule]) -> Counter[int]:
-    """How many tasks of each schedule are unfinished, for those that limit it."""
-    limited = [schedule.pk for schedule in schedules if schedule.max_instances]
-    if not limited:
-        return Counter()
-    unfinished = TaskRecord.objects.unfinished().filter(schedule_run__schedule__in=limited)
-    counts = unfinished.values_list("schedule_run__schedule").annotate(count=Count("pk"))
-    return Counter(dict(counts.order_by()))
+_RUNS, _TASKS = ScheduleRun._meta.db_table, TaskRecord._meta.db_table
+_FAILING = f"""
+SELECT watched.id FROM unnest(%s::bigint[], %s::int[], %s::timestamptz[]) AS watched (id, times, since)
+WHERE watched.times = (
+    SELECT count(*) FILTER (WHERE last.state = %s) FROM (
+        SELECT task.state FROM {_RUNS} AS run JOIN {_TASKS} AS task ON task.task_id = run.record_id
+        WHERE run.schedule_id = watched.id AND run.fired_at > watched.since AND task.state = ANY(%s)
+        ORDER BY run.scheduled_for DESC LIMIT watched.times
+    ) AS last
+)
+"""
+_TRIM = f"""
+DELETE FROM {_RUNS} AS run USING (
+    SELECT schedule.id, (
+        SELECT scheduled_for FROM {_RUNS} WHERE schedule_id = schedule.id ORDER BY scheduled_for DESC OFFSET %s LIMIT 1
+    ) AS last
+    FROM unnest(%s::bigint[]) AS schedule (id)
+) AS old
+WHERE run.schedule_id = old.id AND run.scheduled_for <= old.last AND run.outcome <> 'waiting'
+AND run.backfill_id IS NULL AND NOT EXISTS (
+    SELECT FROM {_TASKS} AS task WHERE task.task_id = run.record_id AND task.state = ANY(%s)
+)
+"""

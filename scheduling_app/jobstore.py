@@ -19,11 +19,16 @@ from django.db import DatabaseError, IntegrityError, connections
 from scheduling_app.firing import fire_due, next_wake_up, plan_changed
 from scheduling_app.models import Schedule
 from scheduling_app.triggers import Cron, Date, Interval, TimingError, TimingTrigger, trigger_for
+from scheduling_app.waiting import next_look, release_waiting
 
 logger = logging.getLogger(__name__)
 
 #: Seconds: the longest sleep, in case a NOTIFY is lost; and the wait while the database is away.
 POLL, BACK_OFF = timedelta(seconds=30), timedelta(seconds=1)
+
+
+#: Where APScheduler must be told a number, and the largest that the column holds.
+UNLIMITED, MOST_INSTANCES = 1_000_000, 32_767
 
 
 class ScheduleJobStore(BaseJobStore):
@@ -35,6 +40,7 @@ class ScheduleJobStore(BaseJobStore):
         try:
             plan_changed()
             fire_due()
+            release_waiting()
             self._away = False
         except DatabaseError as error:
             self._lost(error)
@@ -46,7 +52,7 @@ class ScheduleJobStore(BaseJobStore):
         if self._away:
             return now + BACK_OFF
         try:
-            return min(next_wake_up() or now + POLL, now + POLL)
+            return min(at for at in (next_wake_up(), next_look(), now + POLL) if at)
         except DatabaseError as error:
             self._lost(error)
             return now + BACK_OFF
@@ -60,8 +66,10 @@ class ScheduleJobStore(BaseJobStore):
         return [job for job in jobs if job is not None]
 
     def add_job(self, job: Job) -> None:
+        overlap = Schedule.Overlap.SKIP if job.max_instances < UNLIMITED else Schedule.Overlap.ALLOW
+        limit = {"overlap": overlap, "max_instances": min(job.max_instances, MOST_INSTANCES)}
         try:
-            Schedule.objects.create(name=job.id, **_definition(job))
+            Schedule.objects.create(name=job.id, **limit, **_definition(job))
         except IntegrityError as error:
             raise ConflictingIdError(job.id) from error
 
@@ -94,7 +102,7 @@ class ScheduleJobStore(BaseJobStore):
             executor="default",
             coalesce=schedule.catch_up == Schedule.CatchUp.LATEST,
             misfire_grace_time=schedule.misfire_grace_time or None,
-            max_instances=schedule.max_instances or 1_000_000,
+            max_instances=UNLIMITED if schedule.overlap == Schedule.Overlap.ALLOW else schedule.max_instances,
             next_run_time=schedule.next_fire_at if schedule.enabled else None,
         )
         job.args, job.kwargs, job._jobstore_alias = schedule.args, schedule.kwargs, self._alias

@@ -138,16 +138,23 @@ def _fields(
     options = dict(options)
     coalesce = options.pop("coalesce")
     known = {"args", "kwargs", "queue", "priority", "expires_after", "enabled", "description"}
-    known |= {"jitter", "max_instances", "misfire_grace_time"}
+    known |= {"jitter", "max_instances", "misfire_grace_time", "overlap", "pause_after_failures", "max_runs"}
+    known |= {"headers", "due_kwarg", "soft_time_limit", "time_limit", "max_retries", "retry_backoff"}
     if unknown := options.keys() - known:
         raise TypeError(f"No such option of a schedule: {', '.join(sorted(unknown))}.")
     for name in ("misfire_grace_time", "max_instances"):
         if options[name] is not None and options[name] < 1:
             raise ValueError(f"{name} is at least 1, or None for no limit; not {options[name]!r}.")
-    return options | {
-        "task": task if isinstance(task, str) else task.name,
-        "catch_up": Schedule.CatchUp.LATEST if coalesce else Schedule.CatchUp.ALL,
-    }
+    unlimited = options["max_instances"] is None
+    return (
+        {"overlap": Schedule.Overlap.ALLOW if unlimited else Schedule.Overlap.SKIP}
+        | options
+        | {
+            "max_instances": options["max_instances"] or 1,
+            "task": task if isinstance(task, str) else task.name,
+            "catch_up": Schedule.CatchUp.LATEST if coalesce else Schedule.CatchUp.ALL,
+        }
+    )
 
 
 def _write(name: str, fields: Mapping[str, Any]) -> None:

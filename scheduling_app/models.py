@@ -1,4 +1,5 @@
-"""Schedules, and a row for each due time of each: what became of it.
+"""Schedules, a row for each due time of each that says what became of it, the calendars of when nothing is to run,
+and backfills.
 
 The unique key (schedule, scheduled_for) is what makes a second firing impossible, with any number of schedulers, paused
 or stale ones included; their row locks only share the work out.
@@ -6,6 +7,8 @@ or stale ones included; their row locks only share the work out.
 
 from collections.abc import Iterable, Sequence
 from datetime import datetime
+from functools import cached_property
+from operator import attrgetter
 from typing import Any
 
 from django.conf import settings
@@ -13,7 +16,7 @@ from django.core.validators import MaxValueValidator, MinValueValidator
 from django.db import connection, models
 from django.db.models.functions import Now
 
-from scheduling_app import triggers
+from scheduling_app import blackout, signatures, triggers
 from tasks_app.models import JSONText, TaskRecord
 
 #: Channel on which a database trigger tells of each change of a schedule.
@@ -27,26 +30,73 @@ def default_timezone() -> str:
 class ScheduleQuerySet(models.QuerySet["Schedule"]):
     def changed(self, limit: int):
         """Schedules whose next time is to be computed anew; locked, those of other schedulers left to them."""
-        return self._locked(self.filter(changed_at__isnull=False).order_by("changed_at"), limit)
+        return self.locked(self.filter(changed_at__isnull=False).order_by("changed_at"), limit)
 
     def due(self, limit: int):
         """Schedules to fire, judged by the database's clock, which each row brings along as `database_now`."""
-        return self._locked(self.filter(enabled=True, next_fire_at__lte=Now()).order_by("next_fire_at"), limit)
+        return self.locked(self.filter(enabled=True, next_fire_at__lte=Now()).order_by("next_fire_at"), limit)
 
-    def set_enabled(self, enabled: bool) -> int:
-        """Pause or resume; returns how many were not so already."""
-        return self.exclude(enabled=enabled).update(enabled=enabled)
+    def set_enabled(self, enabled: bool, note: str = "") -> int:
+        """Pause, with a note of why, or resume; returns how many were not so already."""
+        return self.exclude(enabled=enabled).update(enabled=enabled, note=note[:500])
 
     def advance(self, schedules: Sequence["Schedule"]) -> None:
-        """Write `next_fire_at`, `last_fire_at` and `problem` of these rows, which the caller has locked."""
+        """Write what firing and planning change of these rows, which the caller has locked."""
         if schedules:
-            rows = [(s.pk, s.next_fire_at, s.last_fire_at, s.problem) for s in schedules]
+            rows = [(s.pk, s.next_fire_at, s.last_fire_at, s.problem, s.fired_count) for s in schedules]
             with connection.cursor() as cursor:
                 cursor.execute(_ADVANCE, [list(column) for column in zip(*rows, strict=True)])
 
     @staticmethod
-    def _locked(schedules, limit):
+    def locked(schedules, limit):
+        """The first of these, locked; those that another scheduler holds are left to it."""
         return schedules.annotate(database_now=Now()).select_for_update(skip_locked=True, of=("self",))[:limit]
+
+
+class Calendar(models.Model):
+    """A named set of windows in which the schedules that name it do not run."""
+
+    name = models.CharField(max_length=200, unique=True)
+    description = models.TextField(blank=True)
+    timezone = models.CharField(max_length=64, default=default_timezone)
+
+    class Meta:
+        ordering = ["name"]
+
+    def __str__(self):
+        return self.name
+
+    def blackout(self) -> blackout.Blackout:
+        """Raises triggers.TimingError."""
+        fields = ("cron", "minutes", "start_at", "end_at")
+        windows = [[getattr(window, name) for name in fields] for window in self.windows.all()]
+        return blackout.Blackout(self.name, [blackout.window(self.timezone, *window) for window in windows])
+
+
+class Window(models.Model):
+    """A part of a calendar: from each time of a cron expression for some minutes, or from one time to another.
+
+    The end is not part of it.
+    """
+
+    calendar = models.ForeignKey(Calendar, models.CASCADE, related_name="windows")
+    cron = models.CharField(max_length=200, blank=True)
+    minutes = models.PositiveIntegerField(null=True, blank=True, validators=[MinValueValidator(1)])
+    start_at = models.DateTimeField(null=True, blank=True)
+    end_at = models.DateTimeField(null=True, blank=True)
+
+    class Meta:
+        ordering = ["pk"]
+        constraints = [
+            models.CheckConstraint(
+                name="window_complete",
+                condition=(~models.Q(cron="") & models.Q(minutes__gt=0, start_at=None, end_at=None))
+                | models.Q(cron="", minutes=None, start_at__lt=models.F("end_at")),
+            ),
+        ]
+
+    def __str__(self):
+        return f"{self.cron} for {self.minutes} minutes" if self.cron else f"{self.start_at} to {self.end_at}"
 
 
 class Schedule(models.Model):
@@ -67,9 +117,21 @@ class Schedule(models.Model):
     class CatchUp(models.TextChoices):
         LATEST = "latest", "Run once, for the latest of them"
         ALL = "all", "Run each of them, oldest first"
+        NONE = "none", "Run none of them"
 
-    #: With CatchUp.ALL, how many missed times a schedule fires in one pass.
-    MAX_CATCH_UP = 100
+    class Overlap(models.TextChoices):
+        ALLOW = "allow", "Run beside it"
+        SKIP = "skip", "Skip"
+        QUEUE_ONE = "queue_one", "Wait; one at most"
+        QUEUE_ALL = "queue_all", "Wait, each in its turn"
+        CANCEL = "cancel", "Cancel it, and run"
+
+    class BlackoutAction(models.TextChoices):
+        SKIP = "skip", "Skip"
+        DEFER = "defer", "Run at the window's end"
+
+    #: How many missed times run at once with CatchUp.ALL, and how many runs wait with Overlap.QUEUE_ALL.
+    MAX_CATCH_UP = MAX_QUEUED = 100
 
     name = models.CharField(max_length=200, unique=True)
     description = models.TextField(blank=True)
@@ -80,7 +142,19 @@ class Schedule(models.Model):
     priority = models.PositiveSmallIntegerField(
         null=True, blank=True, validators=[MinValueValidator(0), MaxValueValidator(9)]
     )
-    expires_after = models.PositiveIntegerField(null=True, blank=True)
+    headers = JSONText(default=dict, blank=True)
+    #: Name of the keyword argument by which the task is given the due time, in ISO 8601.
+    due_kwarg = models.CharField(max_length=100, blank=True)
+    #: Seconds from its start after which a run is revoked. None: it expires at the next due time or with the grace.
+    expires_after = models.PositiveIntegerField(null=True, blank=True, validators=[MinValueValidator(1)])
+    #: Seconds.
+    soft_time_limit = models.PositiveIntegerField(null=True, blank=True, validators=[MinValueValidator(1)])
+    time_limit = models.PositiveIntegerField(null=True, blank=True, validators=[MinValueValidator(1)])
+    #: How often a run that failed is repeated, and after how many seconds; each wait is twice as long as the last.
+    max_retries = models.PositiveSmallIntegerField(null=True, blank=True)
+    retry_backoff = models.PositiveIntegerField(null=True, blank=True)
+    #: The app whose `schedules.py` defines it; blank where people do.
+    owner = models.CharField(max_length=255, blank=True, default="", db_default="", editable=False)
     enabled = models.BooleanField(default=True)
 
     kind = models.CharField(max_length=10, choices=Kind, default=Kind.CRON)
@@ -92,12 +166,19 @@ class Schedule(models.Model):
     start_at = models.DateTimeField(null=True, blank=True)
     end_at = models.DateTimeField(null=True, blank=True)
     jitter = models.PositiveIntegerField(default=0)
+    #: How often it fires at its times before it is finished.
+    max_runs = models.PositiveIntegerField(null=True, blank=True, validators=[MinValueValidator(1)])
 
     catch_up = models.CharField(max_length=10, choices=CatchUp, default=CatchUp.LATEST)
     misfire_grace_time = models.PositiveIntegerField(
         null=True, blank=True, default=3600, validators=[MinValueValidator(1)]
     )
-    max_instances = models.PositiveSmallIntegerField(null=True, blank=True, validators=[MinValueValidator(1)])
+    overlap = models.CharField(max_length=10, choices=Overlap, default=Overlap.ALLOW)
+    #: How many unfinished runs count as an overlap.
+    max_instances = models.PositiveSmallIntegerField(default=1, validators=[MinValueValidator(1)])
+    pause_after_failures = models.PositiveSmallIntegerField(null=True, blank=True, validators=[MinValueValidator(1)])
+    blackout = models.ForeignKey(Calendar, models.PROTECT, null=True, blank=True, related_name="schedules")
+    blackout_action = models.CharField(max_length=10, choices=BlackoutAction, default=BlackoutAction.SKIP)
 
     created_at = models.DateTimeField(db_default=Now(), editable=False)
     #: The queue of firing.fire_due.
@@ -105,6 +186,10 @@ class Schedule(models.Model):
     #: The queue of firing.plan_changed: set by the database's trigger when the timing changes. Times after it count.
     changed_at = models.DateTimeField(null=True, editable=False)
     last_fire_at = models.DateTimeField(null=True, editable=False)
+    fired_count = models.PositiveIntegerField(default=0, db_default=0, editable=False)
+    #: Since when it is on, or paused: set by the trigger. And why it was paused, where that was not by hand.
+    switched_at = models.DateTimeField(db_default=Now(), editable=False)
+    note = models.CharField(max_length=500, blank=True, default="", db_default="", editable=False)
     #: Why it will not fire, where its definition is at fault.
     problem = models.CharField(max_length=500, blank=True, default="", db_default="", editable=False)
 
@@ -138,9 +223,19 @@ class Schedule(models.Model):
     def save(self, *args, update_fields=None, **kwargs):
         """A save of an existing row leaves alone what schedulers write: a form may hold values from before they did."""
         if update_fields is None and not self._state.adding:
-            own = {"next_fire_at", "changed_at", "last_fire_at", "problem", "created_at", "id"}
+            own = {"next_fire_at", "changed_at", "last_fire_at", "fired_count", "switched_at", "note", "problem"}
+            own |= {"created_at", "id"}
             update_fields = [field.name for field in self._meta.concrete_fields if field.name not in own]
         super().save(*args, update_fields=update_fields, **kwargs)
+
+    @property
+    def is_used_up(self) -> bool:
+        return self.max_runs is not None and self.fired_count >= self.max_runs
+
+    @cached_property
+    def drift(self) -> str:
+        """Why its task would not run, as this process knows it: it is not there, or does not take the arguments."""
+        return signatures.drift(self)
 
     def timing(self) -> triggers.Cron | triggers.Interval | triggers.Date:
         """What says when it is due. Raises triggers.TimingError."""
@@ -156,12 +251,51 @@ class Schedule(models.Model):
 class ScheduleRunQuerySet(models.QuerySet["ScheduleRun"]):
     def insert(self, runs: Iterable["ScheduleRun"]) -> set[tuple[int, datetime]]:
         """Insert those whose (schedule, due time) has no row yet; returns the keys of these, the ones to act on."""
-        rows = [(r.schedule_id, r.scheduled_for, r.outcome, r.reason, r.detail, r.record_id) for r in runs]
+        rows = [_INSERTED(run) for run in runs]
         if not rows:
             return set()
         with connection.cursor() as cursor:
             cursor.execute(_INSERT_RUNS, [list(column) for column in zip(*rows, strict=True)])
             return set(cursor.fetchall())
+
+
+class Backfill(models.Model):
+    """Due times of a range, run again or for the first time, so many at once as it says."""
+
+    class Which(models.TextChoices):
+        MISSING = "missing", "Those that did not run"
+        FAILED = "failed", "Those that failed"
+        ALL = "all", "All of them"
+
+    class State(models.TextChoices):
+        RUNNING = "running"
+        PAUSED = "paused"
+        CANCELLED = "cancelled"
+        FINISHED = "finished"
+
+    #: Due times of one backfill, at most.
+    MOST = 10_000
+
+    schedule = models.ForeignKey(Schedule, models.CASCADE, related_name="backfills")
+    start_at = models.DateTimeField()
+    end_at = models.DateTimeField()
+    which = models.CharField(max_length=10, choices=Which, default=Which.MISSING)
+    newest_first = models.BooleanField(default=False)
+    #: How many of its runs may be unfinished at once.
+    concurrency = models.PositiveSmallIntegerField(default=1, validators=[MinValueValidator(1)])
+    state = models.CharField(max_length=10, choices=State, default=State.RUNNING)
+    #: How many due times it has.
+    total = models.PositiveIntegerField(default=0)
+    created_by = models.CharField(max_length=150, blank=True)
+    created_at = models.DateTimeField(db_default=Now(), editable=False)
+    finished_at = models.DateTimeField(null=True, editable=False)
+
+    class Meta:
+        ordering = ["-pk"]
+        indexes = [models.Index(fields=["id"], name="backfill_running", condition=models.Q(state="running"))]
+
+    def __str__(self):
+        return f"Backfill {self.pk} of {self.schedule_id}"
 
 
 class ScheduleRun(models.Model):
@@ -170,30 +304,52 @@ class ScheduleRun(models.Model):
     class Outcome(models.TextChoices):
         FIRED = "fired"
         SKIPPED = "skipped"
+        #: For an earlier run to end, or for its turn in a backfill; see waiting.py.
+        WAITING = "waiting"
 
     class Reason(models.TextChoices):
         DUE = "due", "on time"
+        LATE = "late", "late"
         CAUGHT_UP = "caught up", "caught up"
         MANUAL = "manual", "run by hand"
-        MISFIRE = "misfire", "too late"
+        BACKFILL = "backfill", "backfilled"
+        MISFIRE = "misfire", "missed"
         OVERLAP = "overlap", "an earlier run was unfinished"
+        BLACKOUT = "blackout", "in a blackout window"
+        PAUSED = "paused", "paused by failures"
+        LIMIT = "limit", "more than the limit"
         INVALID = "invalid", "its definition is at fault"
 
-    schedule = models.ForeignKey(Schedule, models.CASCADE, related_name="runs")
+    schedule = models.ForeignKey(Schedule, models.CASCADE, related_name="runs", db_index=False)  # `run_once` is one
     scheduled_for = models.DateTimeField()
     fired_at = models.DateTimeField(db_default=Now())
     outcome = models.CharField(max_length=10, choices=Outcome)
     reason = models.CharField(max_length=20, choices=Reason)
+    backfill = models.ForeignKey(Backfill, models.SET_NULL, null=True, related_name="runs", db_index=False)
     detail = models.CharField(max_length=500, blank=True)
     record = models.OneToOneField(
         TaskRecord, models.SET_NULL, to_field="task_id", null=True, related_name="schedule_run"
     )
+
+    #: While it is made: the due time after this one, and when its task may start, if that is not at once.
+    following: datetime | None = None
+    starts_at: datetime | None = None
 
     objects = ScheduleRunQuerySet.as_manager()
 
     class Meta:
         ordering = ["-scheduled_for"]
         constraints = [models.UniqueConstraint(fields=["schedule", "scheduled_for"], name="run_once")]
+        indexes = [
+            models.Index(
+                fields=["schedule", "scheduled_for"], name="run_waiting", condition=models.Q(outcome="waiting")
+            ),
+            models.Index(
+                fields=["backfill", "scheduled_for"],
+                name="run_of_backfill",
+                condition=models.Q(backfill__isnull=False),
+            ),
+        ]
 
     def __str__(self):
         return f"{self.schedule_id} at {self.scheduled_for:%Y-%m-%d %H:%M:%S}"
@@ -201,15 +357,18 @@ class ScheduleRun(models.Model):
 
 _ADVANCE = f"""
 UPDATE {Schedule._meta.db_table} AS schedule SET
-    next_fire_at = new.next_fire_at, last_fire_at = new.last_fire_at, problem = new.problem, changed_at = NULL
-FROM unnest(%s::bigint[], %s::timestamptz[], %s::timestamptz[], %s::varchar[])
-    AS new (id, next_fire_at, last_fire_at, problem)
+    next_fire_at = new.next_fire_at, last_fire_at = new.last_fire_at, problem = new.problem,
+    fired_count = new.fired_count, changed_at = NULL
+FROM unnest(%s::bigint[], %s::timestamptz[], %s::timestamptz[], %s::varchar[], %s::int[])
+    AS new (id, next_fire_at, last_fire_at, problem, fired_count)
 WHERE schedule.id = new.id
 """
+_INSERTED = attrgetter("schedule_id", "scheduled_for", "outcome", "reason", "detail", "record_id", "backfill_id")
 _INSERT_RUNS = f"""
-INSERT INTO {ScheduleRun._meta.db_table} (schedule_id, scheduled_for, outcome, reason, detail, record_id, fired_at)
+INSERT INTO {ScheduleRun._meta.db_table}
+    (schedule_id, scheduled_for, outcome, reason, detail, record_id, backfill_id, fired_at)
 SELECT *, clock_timestamp() FROM unnest(
-    %s::bigint[], %s::timestamptz[], %s::varchar[], %s::varchar[], %s::varchar[], %s::varchar[])
+    %s::bigint[], %s::timestamptz[], %s::varchar[], %s::varchar[], %s::varchar[], %s::varchar[], %s::bigint[])
 ON CONFLICT (schedule_id, scheduled_for) DO NOTHING
 RETURNING schedule_id, scheduled_for
 """

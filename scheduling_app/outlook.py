@@ -16,8 +16,8 @@ from django.db.models import F, OuterRef, Q
 from django.db.models.functions import JSONObject
 from django.utils import timezone
 
-from scheduling_app.firing import PUNCTUAL
 from scheduling_app.models import Schedule, ScheduleRun
+from scheduling_app.policies import PUNCTUAL
 from scheduling_app.triggers import PreviewTime, Timing, TimingError, jittered, preview
 from tasks_app.models import TaskRecord, printable
 
@@ -55,7 +55,8 @@ class Mark:
 
     scheduled_for: datetime
     fired_at: datetime
-    #: Where its task is, in the words of TaskRecord.phase; "skipped" where none was made, "fired" where it was deleted.
+    #: Where its task is, in the words of TaskRecord.phase; "skipped" where none was made, "waiting" where one will be,
+    #: "fired" where it was deleted.
     phase: str
     reason: str
     detail: str
@@ -187,9 +188,15 @@ def runs_of(schedule: Schedule, count: int, before: datetime | None = None) -> l
     return [Mark.of(run) for run in runs.order_by("-scheduled_for").values(*_RUN)[:count]]
 
 
+def marks_between(schedule: Schedule, start: datetime, end: datetime) -> list[Mark]:
+    """Its runs of the due times from `start` to `end`, the oldest first."""
+    runs = schedule.runs.filter(scheduled_for__gte=start, scheduled_for__lte=end)
+    return [Mark.of(run) for run in runs.order_by("scheduled_for").values(*_RUN)]
+
+
 def _phase(run: dict) -> str:
-    if run["outcome"] == ScheduleRun.Outcome.SKIPPED:
-        return "skipped"
+    if run["outcome"] != ScheduleRun.Outcome.FIRED:
+        return run["outcome"]
     if run["record__state"] is None:
         return "fired"
     eta = run["record__eta"]

@@ -1,8 +1,13 @@
 """Which tasks there are to schedule, what they take, and whether given arguments fit."""
 
 import inspect
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING
 
 from celery import Task, current_app
+
+if TYPE_CHECKING:
+    from scheduling_app.models import Schedule
 
 #: Characters of a signature that are shown.
 LONGEST = 80
@@ -18,6 +23,21 @@ def parameters_of(task: Task) -> str:
     parameters = inspect.signature(task.run).parameters.values()
     text = str(inspect.Signature([each.replace(annotation=each.empty) for each in parameters]))
     return text if len(text) <= LONGEST else f"{text[: LONGEST - 1]}…"
+
+
+def arguments_of(schedule: "Schedule", scheduled_for: datetime) -> tuple[list, dict]:
+    """The arguments of a schedule's task for one due time."""
+    if not schedule.due_kwarg:
+        return schedule.args, schedule.kwargs
+    return schedule.args, schedule.kwargs | {schedule.due_kwarg: scheduled_for.astimezone(UTC).isoformat()}
+
+
+def drift(schedule: "Schedule") -> str:
+    """Why its task would not run here as it is defined: it is not there, or does not take the arguments. Or ""."""
+    if schedule.task not in current_app.tasks:
+        return f"No task {schedule.task} is registered."
+    _, complaint = misfit(schedule.task, *arguments_of(schedule, datetime.now(UTC))) or ("", "")
+    return complaint
 
 
 def misfit(name: str, args: list, kwargs: dict) -> tuple[str, str] | None:

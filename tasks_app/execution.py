@@ -20,7 +20,7 @@ from asgiref.sync import sync_to_async
 from billiard import current_process
 from celery.app.task import Context
 from celery.contrib.django.task import DjangoTask
-from celery.exceptions import Ignore, Reject, SoftTimeLimitExceeded
+from celery.exceptions import Ignore, Reject, SoftTimeLimitExceeded, TaskPredicate
 from celery.signals import task_postrun
 from django.db import InterfaceError, OperationalError, close_old_connections, connection, transaction
 from kombu.utils.functional import maybe_list
@@ -36,6 +36,9 @@ from tasks_app.publishing import GEN_HEADER
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
+#: Header by which a message asks for retries: {"max_retries": 3, "backoff": 10}, the first pause in seconds, doubled
+#: each time up to LONGEST_BACKOFF.
+RETRY_HEADER, LONGEST_BACKOFF = "retry_policy", 3600
 #: Seconds that a worker holds an outcome while the database is away.
 DATABASE_PATIENCE = 600
 
@@ -81,10 +84,23 @@ class ConsoleTask(DjangoTask):
         request = self.request
         if not request.__dict__.pop("is_next", False):  # called as a function, by its own body or another's
             return super().__call__(*args, **kwargs)
-        result = self.run(*args, **kwargs)
+        try:
+            result = self.run(*args, **kwargs)
+        except TaskPredicate:
+            raise
+        except Exception as error:
+            self._retry_as_asked(error)
+            raise
         if not request.is_eager:
             begin_ending()
         return result
+
+    def _retry_as_asked(self, error: Exception) -> None:
+        """Retry where the message asks for it, as that of a schedule may, beside what the task does by itself."""
+        asked = getattr(self.request, RETRY_HEADER, None)
+        if isinstance(asked, dict) and not self.request.is_eager:
+            pause = min(asked.get("backoff", 0) * 2**self.request.retries, LONGEST_BACKOFF)
+            raise self.retry(exc=error, countdown=pause, max_retries=asked.get("max_retries", 0))
 
     def is_cancelled(self) -> bool:
         """Whether this run was asked to stop, or is taken for lost: for a long body to ask now and then, and return."""

@@ -7,7 +7,7 @@ from celery import current_app as app
 from django.db import transaction
 from django.utils import timezone
 
-from scheduling_app import firing
+from scheduling_app import firing, policies
 from scheduling_app.models import Schedule
 from tasks_app.models import TaskRecord
 
@@ -95,7 +95,7 @@ def passed_date() -> Schedule:
 def test_a_date_that_passed_before_it_was_planned_still_fires():
     schedule = passed_date()
     firing.fire_due()
-    assert runs(schedule) == [("fired", "caught up")]
+    assert runs(schedule) == [("fired", "late")]
 
 
 def test_a_timing_that_cannot_be_stops_its_own_schedule_and_says_why():
@@ -122,7 +122,7 @@ def test_a_due_schedule_makes_a_run_and_a_task_and_moves_on(published, commits):
     record = run.record
     assert (record.name, record.args, record.queue, record.priority) == ("sample.echo", [1], "celery_queue", 2)
     assert timedelta(seconds=55) < record.expires - timezone.now() <= timedelta(seconds=60)
-    assert record.options["headers"] == {"periodic_task_name": "s"}
+    assert record.options["headers"] == {"periodic_task_name": "s", "scheduled_for": run.scheduled_for.isoformat()}
     assert published == [record.task_id]
     assert again(schedule).next_fire_at == run.scheduled_for + timedelta(minutes=1)
     assert firing.fire_due() == 0
@@ -164,17 +164,25 @@ def test_a_finished_schedule_stays_and_has_no_next_time():
 def test_ten_minutes_of_downtime_are_made_up_for_once():
     schedule = due(timedelta(minutes=10, seconds=20))
     firing.fire_due()
-    run = schedule.runs.get()
-    assert (run.outcome, run.reason) == ("fired", "caught up")
-    assert timezone.now() - run.scheduled_for < timedelta(minutes=1), "the latest of them"
-    assert "missed since" in run.detail
+    assert runs(schedule) == [("skipped", "misfire")] * 10 + [("fired", "caught up")]
+    assert timezone.now() - schedule.runs.first().scheduled_for < timedelta(minutes=1), "the latest of them"
     assert again(schedule).next_fire_at > timezone.now()
 
 
 def test_three_days_of_downtime_cost_no_walk_through_them():
     schedule = due(timedelta(days=3), every=1, unit="seconds")
     firing.fire_due()
-    assert timezone.now() - schedule.runs.get().scheduled_for < timedelta(seconds=5)
+    *missed, last = schedule.runs.order_by("scheduled_for")
+    assert timezone.now() - last.scheduled_for < timedelta(seconds=5)
+    assert [last.outcome, {run.outcome for run in missed}, len(missed)] == ["fired", {"skipped"}, policies.KEPT - 1]
+    assert "missed since" in missed[0].detail
+
+
+def test_a_batch_whose_schedules_missed_much_leaves_the_rest_for_the_next(monkeypatch):
+    monkeypatch.setattr(firing, "MOST_RUNS", 5)
+    two = [due(timedelta(minutes=10), name=name) for name in "ab"]
+    assert [firing.fire_due(), firing.fire_due(), firing.fire_due()] == [1, 1, 0]
+    assert [len(runs(each)) for each in two] == [11, 11]
 
 
 def test_each_missed_time_is_made_up_for_where_that_is_wanted():
@@ -184,12 +192,19 @@ def test_each_missed_time_is_made_up_for_where_that_is_wanted():
     assert again(schedule).next_fire_at > timezone.now()
 
 
-def test_making_up_for_each_is_bounded_and_goes_on_in_the_next_pass():
-    schedule = due(timedelta(minutes=150), catch_up="all", misfire_grace_time=None)
+def test_making_up_for_each_is_bounded_and_the_rest_is_recorded():
+    schedule = due(timedelta(minutes=150, seconds=20), catch_up="all", misfire_grace_time=None)
     firing.fire_due()
-    assert schedule.runs.count() == Schedule.MAX_CATCH_UP
+    assert runs(schedule) == [("skipped", "limit")] * 51 + [("fired", "caught up")] * Schedule.MAX_CATCH_UP
+
+
+def test_missed_times_are_not_made_up_for_where_that_is_not_wanted():
+    schedule = due(timedelta(minutes=3, seconds=20), catch_up="none")
     firing.fire_due()
-    assert schedule.runs.count() == 151
+    assert runs(schedule) == [("skipped", "misfire")] * 4
+    Schedule.objects.filter(pk=schedule.pk).update(next_fire_at=timezone.now())
+    firing.fire_due()
+    assert runs(schedule)[-1] == ("fired", "due")
 
 
 def test_a_time_past_its_grace_is_recorded_as_missed():
@@ -200,7 +215,7 @@ def test_a_time_past_its_grace_is_recorded_as_missed():
 
 
 def test_a_run_is_skipped_while_as_many_as_allowed_are_unfinished():
-    schedule = due(timedelta(seconds=1), max_instances=1)
+    schedule = due(timedelta(seconds=1), overlap="skip")
     firing.fire_due()
     Schedule.objects.filter(pk=schedule.pk).update(next_fire_at=timezone.now())
     firing.fire_due()
@@ -243,11 +258,11 @@ def test_arguments_that_make_no_task_are_an_outcome_too():
 
 
 def test_a_schedule_that_cannot_be_fired_at_all_stops_alone(monkeypatch):
-    bad, good = due(timedelta(seconds=1), name="bad", task="bad"), due(timedelta(seconds=1), name="good")
+    bad, good = due(timedelta(0), name="bad", task="sample.noop", args=[]), due(timedelta(0), name="good")
     build = app.build_record
 
     def build_record(name, *args, **kwargs):
-        if name == "bad":
+        if name == "sample.noop":
             raise KeyError("a router's own bug")
         return build(name, *args, **kwargs)
 

@@ -41,9 +41,9 @@ def test_defaults_are_used_unless_given(manager):
     manager.start()
     manager.register_interval(noop, "1h", id="default")
     manager.register_interval(noop, "1h", id="own", jitter=0, coalesce=True, max_instances=None)
-    fields = ("jitter", "max_instances", "catch_up", "misfire_grace_time")
-    assert Schedule.objects.values_list(*fields).get(name="default") == (3, 2, "all", 60)
-    assert Schedule.objects.values_list(*fields).get(name="own") == (0, None, "latest", 60)
+    fields = ("jitter", "overlap", "max_instances", "catch_up", "misfire_grace_time")
+    assert Schedule.objects.values_list(*fields).get(name="default") == (3, "skip", 2, "all", 60)
+    assert Schedule.objects.values_list(*fields).get(name="own") == (0, "allow", 1, "latest", 60)
 
 
 def test_registering_again_updates(manager):

@@ -1,0 +1,133 @@
+"""Backfills: due times of a range, run for the first time, or again. waiting.py runs them; here they are made.
+
+A due time has one row in the ledger, also when it is run again: the row then tells of the latest run, and names the
+task before it. While it waits for its turn, it keeps what it was, so that a cancelled backfill leaves no trace of it.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from itertools import islice, takewhile
+
+from django.db import transaction
+from django.db.models import Q, QuerySet
+
+from scheduling_app.models import CHANGED_CHANNEL, Backfill, Schedule, ScheduleRun
+from scheduling_app.outlook import Mark, marks_between
+from scheduling_app.policies import Outcome, Reason
+from scheduling_app.triggers import MICROSECOND
+from tasks_app.notify import notify
+
+State, Which = Backfill.State, Backfill.Which
+#: Backfills of a schedule that are kept.
+KEPT = 20
+_PHASES: dict[str, set[str | None]] = {
+    Which.MISSING: {None, "skipped"},
+    Which.FAILED: {"failed", "revoked", "rejected"},
+    Which.ALL: {None, "skipped", "failed", "revoked", "rejected", "succeeded", "ignored", "fired"},
+}
+
+
+class BackfillError(ValueError):
+    """Why there can be no such backfill: str() says what to change."""
+
+
+@dataclass(frozen=True)
+class DueTime:
+    """A due time of a range, and what the ledger has for it."""
+
+    at: datetime
+    mark: Mark | None
+
+    def is_chosen(self, which: str) -> bool:
+        return (self.mark.phase if self.mark else None) in _PHASES[which]
+
+
+def due_times(schedule: Schedule, start: datetime, end: datetime) -> list[DueTime]:
+    """The due times from `start` to `end`, both included. Raises TimingError, BackfillError."""
+    if end < start:
+        raise BackfillError("It ends before it starts.")
+    after = schedule.timing().times_after(start - MICROSECOND)
+    times = list(islice(takewhile(lambda at: at <= end, after), Backfill.MOST + 1))
+    if len(times) > Backfill.MOST:
+        raise BackfillError(f"More than {Backfill.MOST:,} due times: choose a shorter range.")
+    marks = {mark.scheduled_for: mark for mark in marks_between(schedule, start, end)}
+    return [DueTime(at, marks.get(at)) for at in times]
+
+
+@transaction.atomic
+def start(
+    schedule: Schedule,
+    times: Iterable[DueTime],
+    *,
+    which: str = Which.MISSING,
+    newest_first: bool = False,
+    concurrency: int = 1,
+    by: str = "",
+) -> Backfill:
+    """Begin with those of `times` that are chosen. Raises BackfillError where none is."""
+    chosen = [time for time in times if time.is_chosen(which)]
+    if not chosen:
+        raise BackfillError("None of these times is to be run.")
+    backfill = Backfill.objects.create(
+        schedule=schedule,
+        start_at=chosen[0].at,
+        end_at=chosen[-1].at,
+        which=which,
+        newest_first=newest_first,
+        concurrency=concurrency,
+        created_by=by,
+    )
+    known = [time.at for time in chosen if time.mark]
+    settled = schedule.runs.filter(scheduled_for__in=known).exclude(outcome=Outcome.WAITING)
+    settled.update(outcome=Outcome.WAITING, backfill=backfill)
+    new = [
+        ScheduleRun(
+            schedule=schedule,
+            scheduled_for=time.at,
+            outcome=Outcome.WAITING,
+            reason=Reason.BACKFILL,
+            backfill=backfill,
+        )
+        for time in chosen
+        if not time.mark
+    ]
+    ScheduleRun.objects.insert(new)
+    backfill.total = backfill.runs.count()
+    backfill.save(update_fields=["total"])
+    old = schedule.backfills.exclude(state__in=[State.RUNNING, State.PAUSED]).order_by("-pk")
+    Backfill.objects.filter(pk__in=list(old.values_list("pk", flat=True)[KEPT:])).delete()
+    notify(CHANGED_CHANNEL)
+    return backfill
+
+
+def make_up_for(schedule: Schedule, since: datetime, until: datetime, only_latest: bool, by: str) -> Backfill | None:
+    """Run what came due from `since` to `until` and did not run, or the latest alone; at most Schedule.MAX_CATCH_UP."""
+    times: Sequence[DueTime] = [time for time in due_times(schedule, since, until) if time.is_chosen(Which.MISSING)]
+    times = times[-1:] if only_latest else times[-Schedule.MAX_CATCH_UP :]
+    return start(schedule, times, concurrency=schedule.max_instances, by=by) if times else None
+
+
+def pause(backfills: QuerySet[Backfill]) -> int:
+    """Start no more of its runs; those that run go on."""
+    return backfills.filter(state=State.RUNNING).update(state=State.PAUSED)
+
+
+def resume(backfills: QuerySet[Backfill]) -> int:
+    changed = backfills.filter(state=State.PAUSED).update(state=State.RUNNING)
+    notify(CHANGED_CHANNEL)
+    return changed
+
+
+@transaction.atomic
+def cancel(backfill: Backfill) -> bool:
+    """End it: what waits is again what it was before; what runs goes on."""
+    if not Backfill.objects.filter(pk=backfill.pk, state__in=[State.RUNNING, State.PAUSED]).update(
+        state=State.CANCELLED
+    ):
+        return False
+    waiting = backfill.runs.filter(outcome=Outcome.WAITING)
+    waiting.filter(record=None, reason=Reason.BACKFILL).update(detail="The backfill was cancelled.")
+    waiting.filter(record=None).update(outcome=Outcome.SKIPPED)
+    waiting.filter(~Q(record=None)).update(outcome=Outcome.FIRED)
+    return True

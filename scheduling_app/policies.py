@@ -1,0 +1,187 @@
+"""What is to become of a schedule's due times: decisions without a database, from its row and its earlier runs.
+
+misfire     too late, or missed while no scheduler ran, and not made up for
+blackout    within a window of its calendar
+paused      it failed so often in a row that it pauses itself
+overlap     an earlier run is unfinished
+limit       more of them than run, or wait, at once
+invalid     its task is not there, or does not take its arguments
+"""
+
+from collections import deque
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from itertools import takewhile
+
+from django.conf import settings
+
+from scheduling_app.blackout import Blackout
+from scheduling_app.models import Schedule, ScheduleRun
+from scheduling_app.triggers import Timing
+
+#: Seconds after its time from which a run is late, or missed.
+PUNCTUAL = timedelta(seconds=5)
+#: Rows of a schedule in the ledger: so many runs are kept, and of more missed times the earlier ones get none.
+KEPT: int = getattr(settings, "SCHEDULE_RUNS_KEPT", 1000)
+
+CatchUp, Overlap = Schedule.CatchUp, Schedule.Overlap
+Outcome, Reason = ScheduleRun.Outcome, ScheduleRun.Reason
+
+
+@dataclass
+class Standing:
+    """What is known of a schedule's earlier runs when it is due."""
+
+    unfinished: int = 0
+    waiting: int = 0
+    #: Whether the last runs all failed, as many as pause it.
+    failed: bool = False
+    #: Its calendar; the text is what is wrong with that.
+    blackout: Blackout | str | None = None
+
+
+@dataclass(frozen=True)
+class DueTimes:
+    """The times of a schedule up to now, and the one that follows them."""
+
+    times: Sequence[datetime]
+    following: datetime | None
+    #: The first of those left out, where there were more than KEPT.
+    left_out_since: datetime | None = None
+
+
+def due_times(timing: Timing, first: datetime, now: datetime) -> DueTimes:
+    """Those from `first` to `now`: the latest KEPT of them, without a walk through all that a long downtime missed."""
+    start, window = first, timedelta(minutes=1)
+    while window < now - first:
+        if sum(1 for _ in _up_to(timing, now - window, now, KEPT)) == KEPT:
+            start = timing.next_after(now - window) or first
+            break
+        window *= 8
+    times = deque([start], maxlen=KEPT)
+    following = None
+    for at in timing.times_after(start):
+        if at > now:
+            following = at
+            break
+        times.append(at)
+    return DueTimes(times, following, None if times[0] == first else first)
+
+
+def _up_to(timing: Timing, after: datetime, last: datetime, count: int) -> Iterator[datetime]:
+    for number, at in enumerate(takewhile(lambda at: at <= last, timing.times_after(after))):
+        if number == count:
+            return
+        yield at
+
+
+class Judge:
+    """Decides about the due times of one schedule, one after the other; what it lets run counts for the next ones."""
+
+    def __init__(self, schedule: Schedule, due: DueTimes, standing: Standing):
+        self.schedule, self.due, self.standing = schedule, due, standing
+        self.now = schedule.database_now
+        #: Whether what is unfinished is to be cancelled.
+        self.cancels = False
+
+    def runs(self) -> list[ScheduleRun]:
+        """A run for each time, until there were `max_runs` of them."""
+        schedule, runs = self.schedule, []
+        for number, at in enumerate(self.due.times):
+            if schedule.is_used_up:
+                break
+            following = self.due.times[number + 1] if number + 1 < len(self.due.times) else self.due.following
+            run = self._judged(at, number)
+            run.following = following
+            schedule.fired_count += run.outcome != Outcome.SKIPPED
+            runs.append(run)
+        if self.due.left_out_since:
+            since = f"Stands for the times missed since {self.due.left_out_since:%Y-%m-%d %H:%M:%S} UTC."
+            runs[0].detail = f"{since} {runs[0].detail}".strip()[:500]
+        return runs
+
+    def _judged(self, at: datetime, number: int) -> ScheduleRun:
+        schedule, standing = self.schedule, self.standing
+        if standing.failed:
+            return self._skipped(at, Reason.PAUSED, f"The last {schedule.pause_after_failures} runs failed.")
+        if schedule.drift:
+            return self._skipped(at, Reason.INVALID, schedule.drift)
+        return self._missed(at, number) or self._blacked_out(at) or self._overlapping(at) or self._fired(at)
+
+    def _missed(self, at: datetime, number: int) -> ScheduleRun | None:
+        schedule, times = self.schedule, self.due.times
+        late, grace = self.now - at, schedule.misfire_grace_time
+        if grace is not None and late > timedelta(seconds=grace):
+            return self._skipped(at, Reason.MISFIRE, f"{late.total_seconds():.0f} s late, {grace} s are allowed.")
+        match schedule.catch_up:
+            case CatchUp.LATEST if number < len(times) - 1:
+                latest = f"{times[-1]:%Y-%m-%d %H:%M:%S} UTC"
+                return self._skipped(at, Reason.MISFIRE, f"The latest time, {latest}, stands for it.")
+            case CatchUp.ALL if number < len(times) - Schedule.MAX_CATCH_UP:
+                return self._skipped(at, Reason.LIMIT, f"{Schedule.MAX_CATCH_UP} missed times run at once, no more.")
+            case CatchUp.NONE if late > PUNCTUAL:
+                return self._skipped(at, Reason.MISFIRE, "Its missed times are not made up for.")
+        return None
+
+    def _blacked_out(self, at: datetime) -> ScheduleRun | None:
+        blackout = self.standing.blackout
+        if blackout is None:
+            return None
+        if isinstance(blackout, str):
+            return self._skipped(at, Reason.INVALID, blackout)
+        free_from = blackout.free_from(at)
+        if free_from == at:
+            return None
+        if free_from is None or self.schedule.blackout_action == Schedule.BlackoutAction.SKIP:
+            return self._skipped(at, Reason.BLACKOUT, f"Calendar {blackout.name}.")
+        if overlapping := self._overlapping(at):
+            return overlapping
+        run = self._fired(at, f"Moved to {free_from:%Y-%m-%d %H:%M:%S} UTC, out of calendar {blackout.name}.")
+        run.starts_at = free_from
+        return run
+
+    def _overlapping(self, at: datetime) -> ScheduleRun | None:
+        schedule, standing = self.schedule, self.standing
+        if schedule.overlap == Overlap.ALLOW or standing.unfinished + standing.waiting < schedule.max_instances:
+            return None
+        said = f"{standing.unfinished} unfinished, {schedule.max_instances} allowed."
+        match schedule.overlap:
+            case Overlap.SKIP:
+                return self._skipped(at, Reason.OVERLAP, said)
+            case Overlap.QUEUE_ONE if standing.waiting:
+                return self._skipped(at, Reason.OVERLAP, f"{said} One waits already.")
+            case Overlap.QUEUE_ALL if standing.waiting >= Schedule.MAX_QUEUED:
+                return self._skipped(at, Reason.LIMIT, f"{said} {standing.waiting} wait already.")
+            case Overlap.CANCEL:
+                if at != self.due.times[-1]:
+                    return self._skipped(at, Reason.OVERLAP, "A later time takes its place.")
+                self.cancels = True
+                return None
+        standing.waiting += 1
+        return self._run(at, Outcome.WAITING, Reason.OVERLAP, said)
+
+    def _fired(self, at: datetime, detail: str = "") -> ScheduleRun:
+        late = self.now - at > PUNCTUAL
+        reason = Reason.DUE if not late else Reason.LATE if len(self.due.times) == 1 else Reason.CAUGHT_UP
+        self.standing.unfinished += 1
+        return self._run(at, Outcome.FIRED, reason, detail)
+
+    def _skipped(self, at: datetime, reason: str, detail: str) -> ScheduleRun:
+        return self._run(at, Outcome.SKIPPED, reason, detail)
+
+    def _run(self, at: datetime, outcome: str, reason: str, detail: str) -> ScheduleRun:
+        return ScheduleRun(
+            schedule=self.schedule, scheduled_for=at, outcome=outcome, reason=reason, detail=detail[:500]
+        )
+
+
+def expires_at(schedule: Schedule, starts_at: datetime, following: datetime | None) -> datetime | None:
+    """When a run that may start at `starts_at` is too old to: as the schedule says, or else at the next due time or
+    when the grace is over, whichever is later, so that what piles up while no worker runs does not all run at once."""
+    if schedule.expires_after:
+        return starts_at + timedelta(seconds=schedule.expires_after)
+    if schedule.misfire_grace_time is None:
+        return None
+    graced = starts_at + timedelta(seconds=schedule.misfire_grace_time)
+    return max(graced, following) if following else graced
