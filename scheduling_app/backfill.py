@@ -14,7 +14,7 @@ from django.db.models import Q, QuerySet
 
 from scheduling_app.models import CHANGED_CHANNEL, Backfill, Schedule, ScheduleRun
 from scheduling_app.outlook import Mark, marks_between
-from scheduling_app.policies import Outcome, Reason
+from scheduling_app.policies import Outcome, Reason, Run
 from scheduling_app.triggers import MICROSECOND
 from tasks_app.notify import notify
 
@@ -81,18 +81,10 @@ def start(
     known = [time.at for time in chosen if time.mark]
     settled = schedule.runs.filter(scheduled_for__in=known).exclude(outcome=Outcome.WAITING)
     settled.update(outcome=Outcome.WAITING, backfill=backfill)
-    new = [
-        ScheduleRun(
-            schedule=schedule,
-            scheduled_for=time.at,
-            outcome=Outcome.WAITING,
-            reason=Reason.BACKFILL,
-            backfill=backfill,
-        )
-        for time in chosen
-        if not time.mark
-    ]
-    ScheduleRun.objects.insert(new)
+    new = [time.at for time in chosen if not time.mark]
+    ScheduleRun.objects.insert(
+        [Run(schedule, at, Outcome.WAITING, Reason.BACKFILL, backfill_id=backfill.pk) for at in new]
+    )
     backfill.total = backfill.runs.count()
     backfill.save(update_fields=["total"])
     old = schedule.backfills.exclude(state__in=[State.RUNNING, State.PAUSED]).order_by("-pk")

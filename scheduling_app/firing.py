@@ -14,10 +14,10 @@ from uuid import UUID, uuid5
 from celery import current_app
 from django.conf import settings
 from django.db import DatabaseError, connection, transaction
-from django.db.models import Count, DateTimeField, Func
+from django.db.models import Count, DateTimeField, Func, QuerySet
 
 from scheduling_app.models import Calendar, Schedule, ScheduleRun
-from scheduling_app.policies import KEPT, Judge, Outcome, Overlap, Reason, Standing, due_times, expires_at
+from scheduling_app.policies import KEPT, Judge, Outcome, Overlap, Reason, Run, Standing, due_times, expires_at
 from scheduling_app.signatures import arguments_of
 from scheduling_app.triggers import TimingError, jittered
 from tasks_app import states
@@ -42,7 +42,7 @@ class Batch:
 
     def __init__(self):
         self.schedules: list[Schedule] = []
-        self.runs: list[ScheduleRun] = []
+        self.runs: list[Run] = []
         self._cancelling: list[Schedule] = []
         self._failing: list[Schedule] = []
 
@@ -72,7 +72,7 @@ class Batch:
             note = f"Its last {schedule.pause_after_failures} runs failed."
             Schedule.objects.filter(pk=schedule.pk).set_enabled(False, note)
             logger.warning("Schedule %r pauses itself. %s", schedule.name, note)
-        trim({run.schedule_id for run in self.runs if random.random() < 1 / TRIMMED_EACH})  # noqa: S311
+        trim({run.schedule.pk for run in self.runs if random.random() < 1 / TRIMMED_EACH})  # noqa: S311
 
 
 def fire_due(limit: int = 500) -> int:
@@ -137,37 +137,36 @@ def next_wake_up() -> datetime | None:
     return min(times, default=None)
 
 
-def run_now(schedule: Schedule, by: str = "") -> ScheduleRun:
+def run_now(schedule: Schedule, by: str = "") -> Run:
     """Run a schedule's task once, at once, with its own settings; its times stay as they are."""
     with transaction.atomic():
         at = Schedule.objects.values_list(_CLOCK, flat=True).get(pk=schedule.pk)
-        run = ScheduleRun(schedule=schedule, scheduled_for=at, outcome=Outcome.FIRED, reason=Reason.MANUAL)
-        run.detail, run.following = f"by {by}" if by else "", schedule.next_fire_at
+        detail = f"by {by}" if by else ""
+        run = Run(schedule, at, Outcome.FIRED, Reason.MANUAL, detail, following=schedule.next_fire_at)
         submit([run])
     return run
 
 
-def submit(runs: Sequence[ScheduleRun]) -> None:
+def submit(runs: Sequence[Run]) -> None:
     """Insert the runs, and the tasks of those that are new; a run whose task cannot be made is recorded as skipped."""
     records = make_records(runs)
     inserted = ScheduleRun.objects.insert(runs)
     submit_records(runs, [record for key, record in records.items() if key in inserted])
 
 
-def make_records(runs: Iterable[ScheduleRun]) -> dict[tuple[int, datetime], TaskRecord]:
+def make_records(runs: Iterable[Run]) -> dict[tuple[int, datetime], TaskRecord]:
     """The tasks of those that are to fire, by schedule and due time; what has none is marked as skipped, and why."""
     records = {}
     for run in runs:
         if run.outcome == Outcome.FIRED:
             try:
-                records[run.schedule_id, run.scheduled_for] = _record(run)
+                records[run.schedule.pk, run.scheduled_for] = _record(run)
             except (TaskConsoleError, TypeError, ValueError) as error:
-                run.outcome, run.reason, run.record_id = Outcome.SKIPPED, Reason.INVALID, None
-                run.detail = str(error)[:500]
+                run.skip(Reason.INVALID, str(error))
     return records
 
 
-def submit_records(runs: Iterable[ScheduleRun], records: Sequence[TaskRecord]) -> None:
+def submit_records(runs: Iterable[Run], records: Sequence[TaskRecord]) -> None:
     """Submit the tasks of runs that are written; one that is not unique leaves its run as skipped."""
     for record in current_app.submit_new(records) if records else []:
         try:
@@ -197,10 +196,10 @@ def _standings(schedules: Sequence[Schedule]) -> dict[int, Standing]:
     """What the policies of these need to know, by a query for each kind of policy that one of them has."""
     standings: dict[int, Standing] = defaultdict(Standing)
     if overlapping := [schedule.pk for schedule in schedules if schedule.overlap != Overlap.ALLOW]:
-        for pk, count in count_unfinished("schedule_run__schedule", overlapping):
+        runs = ScheduleRun.objects.filter(schedule__in=overlapping, backfill=None)  # a backfill has a limit of its own
+        for pk, count in _counts(runs.unfinished()):
             standings[pk].unfinished = count
-        waiting = ScheduleRun.objects.filter(schedule__in=overlapping, outcome=Outcome.WAITING, backfill=None)
-        for pk, count in waiting.order_by().values_list("schedule").annotate(count=Count("pk")):
+        for pk, count in _counts(runs.filter(outcome=Outcome.WAITING)):
             standings[pk].waiting = count
     if watched := [schedule for schedule in schedules if schedule.pause_after_failures]:
         for pk in _failing(watched):
@@ -214,22 +213,15 @@ def _standings(schedules: Sequence[Schedule]) -> dict[int, Standing]:
     return standings
 
 
+def _counts(runs: QuerySet[ScheduleRun]) -> Iterable[tuple[int, int]]:
+    return runs.order_by().values_list("schedule").annotate(count=Count("pk"))
+
+
 def _blackout(calendar: Calendar):
     try:
         return calendar.blackout()
     except TimingError as error:
         return f"Calendar {calendar.name}: {error.field}: {error}"
-
-
-def count_unfinished(of: str, ids: Sequence[int]) -> list[tuple[int, int]]:
-    """How many tasks are unfinished, by schedule or by backfill: (id, count) for those that have any.
-
-    Runs of a backfill do not count as their schedule's: they have a limit of their own.
-    """
-    unfinished = TaskRecord.objects.unfinished().filter(**{f"{of}__in": ids})
-    if of == "schedule_run__schedule":
-        unfinished = unfinished.filter(schedule_run__backfill=None)
-    return list(unfinished.order_by().values_list(of).annotate(count=Count("pk")))
 
 
 def _failing(schedules: Sequence[Schedule]) -> list[int]:
@@ -243,18 +235,17 @@ def _failing(schedules: Sequence[Schedule]) -> list[int]:
 
 def _cancel_unfinished(schedules: Sequence[Schedule]) -> None:
     if schedules:
-        runs = TaskRecord.objects.unfinished().filter(schedule_run__schedule__in=schedules, schedule_run__backfill=None)
-        current_app.control.revoke(list(runs.values_list("task_id", flat=True)), terminate=True)
+        runs = ScheduleRun.objects.filter(schedule__in=schedules, backfill=None).unfinished()
+        current_app.control.revoke(list(runs.values_list("record", flat=True)), terminate=True)
 
 
-def _skip_not_unique(run: ScheduleRun, error: NotUnique) -> None:
-    changes = {"outcome": Outcome.SKIPPED, "reason": Reason.OVERLAP, "detail": str(error)[:500]}
-    key = {"schedule": run.schedule, "scheduled_for": run.scheduled_for}
-    ScheduleRun.objects.filter(**key).update(**changes, record=None)
-    run.outcome, run.reason, run.detail, run.record_id = *changes.values(), None
+def _skip_not_unique(run: Run, error: NotUnique) -> None:
+    run.skip(Reason.OVERLAP, str(error))
+    row = ScheduleRun.objects.filter(schedule=run.schedule, scheduled_for=run.scheduled_for)
+    row.update(outcome=run.outcome, reason=run.reason, detail=run.detail, record=None)
 
 
-def _record(run: ScheduleRun) -> TaskRecord:
+def _record(run: Run) -> TaskRecord:
     """A run's task, under an id that any scheduler would give it. Raises TaskConsoleError, TypeError, ValueError."""
     schedule, at = run.schedule, run.scheduled_for
     if schedule.drift:

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from datetime import datetime
 from functools import cached_property
 from operator import attrgetter
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from django.conf import settings
 from django.core.validators import MaxValueValidator, MinValueValidator
@@ -17,7 +17,11 @@ from django.db import connection, models
 from django.db.models.functions import Now
 
 from scheduling_app import blackout, signatures, triggers
+from tasks_app import states
 from tasks_app.models import JSONText, TaskRecord
+
+if TYPE_CHECKING:
+    from scheduling_app.policies import Run
 
 #: Channel on which a database trigger tells of each change of a schedule.
 CHANGED_CHANNEL = "schedules_changed"
@@ -249,7 +253,11 @@ class Schedule(models.Model):
 
 
 class ScheduleRunQuerySet(models.QuerySet["ScheduleRun"]):
-    def insert(self, runs: Iterable["ScheduleRun"]) -> set[tuple[int, datetime]]:
+    def unfinished(self):
+        """Those whose tasks wait or run."""
+        return self.filter(record__state__in=states.UNREADY_STATES)
+
+    def insert(self, runs: Iterable["Run"]) -> set[tuple[int, datetime]]:
         """Insert those whose (schedule, due time) has no row yet; returns the keys of these, the ones to act on."""
         rows = [_INSERTED(run) for run in runs]
         if not rows:
@@ -331,10 +339,6 @@ class ScheduleRun(models.Model):
         TaskRecord, models.SET_NULL, to_field="task_id", null=True, related_name="schedule_run"
     )
 
-    #: While it is made: the due time after this one, and when its task may start, if that is not at once.
-    following: datetime | None = None
-    starts_at: datetime | None = None
-
     objects = ScheduleRunQuerySet.as_manager()
 
     class Meta:
@@ -363,7 +367,7 @@ FROM unnest(%s::bigint[], %s::timestamptz[], %s::timestamptz[], %s::varchar[], %
     AS new (id, next_fire_at, last_fire_at, problem, fired_count)
 WHERE schedule.id = new.id
 """
-_INSERTED = attrgetter("schedule_id", "scheduled_for", "outcome", "reason", "detail", "record_id", "backfill_id")
+_INSERTED = attrgetter("schedule.id", "scheduled_for", "outcome", "reason", "detail", "record_id", "backfill_id")
 _INSERT_RUNS = f"""
 INSERT INTO {ScheduleRun._meta.db_table}
     (schedule_id, scheduled_for, outcome, reason, detail, record_id, backfill_id, fired_at)

@@ -4,16 +4,15 @@ They are rows of the ledger with the outcome "waiting". Every scheduler looks, o
 turn has come. Room is counted while the schedule's row, or the backfill's, is locked, so several never give it twice.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 
 from django.db import transaction
-from django.db.models import F
 from django.db.models.functions import Now
 
-from scheduling_app.firing import count_unfinished, make_records, submit_records
+from scheduling_app.firing import make_records, submit_records
 from scheduling_app.models import Backfill, Schedule, ScheduleRun
-from scheduling_app.policies import Outcome, Overlap, Reason
+from scheduling_app.policies import Outcome, Overlap, Reason, Run
 
 #: Between two looks while something waits.
 PAUSE = timedelta(seconds=1)
@@ -21,7 +20,7 @@ PAUSE = timedelta(seconds=1)
 
 def release_waiting(limit: int = 500) -> int:
     """Fire runs whose turn has come. A count."""
-    return _release_queued(limit) + _release_backfills(limit)
+    return _release(_queued_schedules(limit), _turns_of_schedule) + _release(_backfills(limit), _turns_of_backfill)
 
 
 def next_look() -> datetime | None:
@@ -30,58 +29,53 @@ def next_look() -> datetime | None:
     return datetime.now(UTC) + PAUSE if some else None
 
 
+def _release(owners, turns) -> int:
+    with transaction.atomic():
+        runs = [run for owner in owners for run in turns(owner)]
+        records = make_records(runs)
+        for run in runs:
+            row = ScheduleRun.objects.filter(schedule=run.schedule, scheduled_for=run.scheduled_for)
+            changes = {"outcome": run.outcome, "reason": run.reason, "detail": run.detail, "record": run.record_id}
+            row.update(**changes, fired_at=Now())
+        submit_records(runs, list(records.values()))
+    return len(runs)
+
+
 def _queued():
     return ScheduleRun.objects.filter(outcome=Outcome.WAITING, backfill=None, schedule__enabled=True)
 
 
-def _release_queued(limit: int) -> int:
-    with transaction.atomic():
-        schedules = list(Schedule.objects.locked(Schedule.objects.filter(pk__in=_queued().values("schedule")), limit))
-        if not schedules:
-            return 0
-        unfinished = dict(count_unfinished("schedule_run__schedule", [schedule.pk for schedule in schedules]))
-        runs = []
-        for schedule in schedules:
-            room = schedule.max_instances - unfinished.get(schedule.pk, 0)
-            waiting = _queued().filter(schedule=schedule).order_by("scheduled_for")
-            for run in waiting if schedule.overlap == Overlap.ALLOW else waiting[: max(room, 0)]:
-                run.schedule, run.following, run.reason = schedule, schedule.next_fire_at, Reason.LATE
-                run.detail = "Waited for an earlier run."
-                runs.append(run)
-        return _fire(runs, schedules[0].database_now)
+def _queued_schedules(limit: int):
+    """Schedules with runs that wait, locked."""
+    return Schedule.objects.locked(Schedule.objects.filter(pk__in=_queued().values("schedule")), limit)
 
 
-def _release_backfills(limit: int) -> int:
-    running = Backfill.objects.filter(state=Backfill.State.RUNNING).order_by("pk")
-    with transaction.atomic():
-        locked = running.annotate(database_now=Now()).select_for_update(skip_locked=True, of=("self",))
-        backfills = list(locked.select_related("schedule")[:limit])
-        if not backfills:
-            return 0
-        unfinished = dict(count_unfinished("schedule_run__backfill", [backfill.pk for backfill in backfills]))
-        runs = []
-        for backfill in backfills:
-            busy = unfinished.get(backfill.pk, 0)
-            waiting = backfill.runs.filter(outcome=Outcome.WAITING)
-            turns = waiting.order_by(F("scheduled_for").desc() if backfill.newest_first else "scheduled_for")
-            chosen = list(turns[: max(backfill.concurrency - busy, 0)])
-            if not busy and not chosen:
-                Backfill.objects.filter(pk=backfill.pk).update(state=Backfill.State.FINISHED, finished_at=Now())
-            for run in chosen:
-                run.schedule, run.reason = backfill.schedule, Reason.BACKFILL
-                run.schedule.database_now = backfill.database_now
-                run.detail = f"By {backfill.created_by}." if backfill.created_by else ""
-                if run.record_id:
-                    run.detail = f"{run.detail} Before: task {run.record_id}.".strip()
-            runs += chosen
-        return _fire(runs, backfills[0].database_now)
+def _turns_of_schedule(schedule: Schedule) -> Iterator[Run]:
+    waiting = _queued().filter(schedule=schedule).order_by("scheduled_for")
+    if schedule.overlap != Overlap.ALLOW:
+        unfinished = schedule.runs.filter(backfill=None).unfinished().count()
+        waiting = waiting[: max(schedule.max_instances - unfinished, 0)]
+    for at in waiting.values_list("scheduled_for", flat=True):
+        detail, following = "Waited for an earlier run.", schedule.next_fire_at
+        yield Run(schedule, at, Outcome.FIRED, Reason.LATE, detail, following=following)
 
 
-def _fire(runs: Iterable[ScheduleRun], now: datetime) -> int:
-    runs = list(runs)
-    for run in runs:
-        run.outcome, run.fired_at = Outcome.FIRED, now
-    records = make_records(runs)
-    ScheduleRun.objects.bulk_update(runs, ["outcome", "reason", "detail", "record", "fired_at"], batch_size=500)
-    submit_records(runs, list(records.values()))
-    return len(runs)
+def _backfills(limit: int):
+    """Running backfills, locked."""
+    running = Backfill.objects.filter(state=Backfill.State.RUNNING).order_by("pk").select_related("schedule")
+    return running.annotate(database_now=Now()).select_for_update(skip_locked=True, of=("self",))[:limit]
+
+
+def _turns_of_backfill(backfill: Backfill) -> Iterator[Run]:
+    schedule = backfill.schedule
+    schedule.database_now = backfill.database_now  # type: ignore[attr-defined]
+    unfinished = backfill.runs.unfinished().count()
+    waiting = backfill.runs.filter(outcome=Outcome.WAITING)
+    waiting = waiting.order_by("-scheduled_for" if backfill.newest_first else "scheduled_for")
+    chosen = waiting.values_list("scheduled_for", "record")[: max(backfill.concurrency - unfinished, 0)]
+    if not unfinished and not chosen:
+        Backfill.objects.filter(pk=backfill.pk).update(state=Backfill.State.FINISHED, finished_at=Now())
+    for at, before in chosen:
+        detail = f"By {backfill.created_by}. " if backfill.created_by else ""
+        detail += f"Before: task {before}." if before else ""
+        yield Run(schedule, at, Outcome.FIRED, Reason.BACKFILL, detail.strip(), backfill.pk)

@@ -11,6 +11,8 @@ from django.db import transaction
 from django.utils import timezone
 from django_celery_results.models import TaskResult
 
+from scheduling_app.firing import run_now
+from scheduling_app.models import Schedule
 from tasks_app.client import CeleryClient
 from tasks_app.exceptions import TaskNotFound
 from tasks_app.models import TaskRecord
@@ -51,6 +53,23 @@ def test_a_retried_task_keeps_its_id_and_the_history_of_its_runs():
         (1, "RETRY", "failure 1"),
         (2, "RETRY", "failure 2"),
     ]
+
+
+def test_a_message_can_ask_for_retries_of_a_task_that_has_none():
+    policy = {"retry_policy": {"max_retries": 2, "backoff": 0}}
+    record = finished(client.submit("sample.fail", ["boom"], headers=policy))
+    assert (record.state, record.retries, record.attempt, record.exc_message) == ("FAILURE", 2, 3, "boom")
+
+
+def test_a_scheduled_task_knows_its_due_time_also_after_a_retry():
+    fields = {"kwargs": {"failures": 1}, "due_kwarg": "day", "max_retries": 1}
+    schedule = Schedule.objects.create(
+        name="knows", task="sample.due_time", kind="cron", cron="0 0 1 1 *", enabled=False, **fields
+    )
+    run = run_now(schedule)
+    at = run.scheduled_for.isoformat()
+    assert client.get_result(run.record_id, timeout=10) == [at, at]
+    schedule.delete()
 
 
 def test_a_task_that_fails_for_good_has_run_once_more_than_its_retries():

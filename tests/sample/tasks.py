@@ -56,6 +56,14 @@ def flaky(self, failures: int, delay: float = 0.1):
     return self.request.retries
 
 
+@shared_task(name="sample.due_time", bind=True)
+def due_time(self, failures: int = 0, day: str = ""):
+    """Fail `failures` times; then tell for when it was due, by its header and by its argument."""
+    if self.request.retries < failures:
+        raise ValueError(f"failure {self.request.retries + 1}")
+    return [self.request.scheduled_for, day]
+
+
 @shared_task(name="sample.async_sends")
 async def async_sends(tag: str):
     count.delay(tag)
