@@ -7,6 +7,7 @@ where submitting it failed.) For whoever manages schedules from code, each row i
 """
 
 import logging
+import time
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from typing import Any
@@ -25,6 +26,9 @@ logger = logging.getLogger(__name__)
 
 #: Seconds: the longest sleep, in case a NOTIFY is lost; and the wait while the database is away.
 POLL, BACK_OFF = timedelta(seconds=30), timedelta(seconds=1)
+#: Schedules fired in one transaction; and seconds of such transactions before their messages go out, well within the
+#: grace that the relay leaves for that.
+BATCH, PASS = 500, 1.0
 
 
 #: Where APScheduler must be told a number, and the largest that the column holds.
@@ -39,8 +43,11 @@ class ScheduleJobStore(BaseJobStore):
     def get_due_jobs(self, now: datetime) -> list[Job]:
         try:
             plan_changed()
-            fire_due()
-            release_waiting()
+            with current_app.publisher.at_the_end():
+                give_up_at = time.monotonic() + PASS
+                while fire_due(BATCH) == BATCH and time.monotonic() < give_up_at:
+                    pass
+                release_waiting()
             self._away = False
         except DatabaseError as error:
             self._lost(error)

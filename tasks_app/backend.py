@@ -261,7 +261,7 @@ class RecordBackend(ChordBackend):
         if publish_at:
             notify(DUE_CHANNEL)
         else:
-            transaction.on_commit(lambda: self.app.publish_submitted([record]))
+            transaction.on_commit(lambda: self.app.publisher.publish_committed([record]))
 
     def _store_result(self, task_id, result, status, traceback=None, request=None, using=None):
         if status == celery_states.RETRY:

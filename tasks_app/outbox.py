@@ -16,25 +16,21 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from datetime import datetime, timedelta
 from functools import cached_property, partial, wraps
-from signal import Signals
 from typing import TYPE_CHECKING, Any
 from uuid import NAMESPACE_OID, uuid5
 
 from celery import Celery, canvas, current_app
-from celery.app.control import Control
-from celery.platforms import signals
 from django.conf import settings
 from django.db import connection, transaction
-from django.db.models import Q
 from django.utils import timezone
 from django.utils.dateparse import parse_datetime
-from kombu.exceptions import EncodeError, OperationalError
+from kombu.exceptions import EncodeError
 from kombu.utils.uuid import uuid
 
-from tasks_app import states, transport
+from tasks_app import transport
 from tasks_app.exceptions import DuplicateTask, InvalidSubmission, NotUnique
 from tasks_app.notify import DUE_CHANNEL, notify
-from tasks_app.publishing import GEN_HEADER, Publisher, marker
+from tasks_app.publishing import GEN_HEADER, Publisher
 
 if TYPE_CHECKING:
     from django_celery_results.models import ChordCounter
@@ -100,77 +96,11 @@ def route_scheduled(name, args, kwargs, options, task=None, **_):
     return None
 
 
-class RecordingControl(Control):
-    """Celery's remote control, where a revoke reaches tasks that no worker has heard of, workers up or down."""
-
-    def revoke(self, task_id, destination=None, terminate=False, signal="SIGTERM", **kwargs):
-        """Revoke what waits, in Postgres; what runs is asked to stop, with `terminate` by a signal to its process.
-
-        A worker hears of that by the broker, or with the next renewal of its leases. Takes one id or several.
-        """
-        from tasks_app.models import TaskRecord
-
-        task_ids = [task_id] if isinstance(task_id, str) else list(task_id)
-        signal = Signals(signals.signum(signal)).name
-        self._revoke_to_come(task_ids)
-        stopped = self._stop(TaskRecord.objects.filter(task_id__in=task_ids), signal if terminate else "")
-        others = [task_id for task_id in task_ids if stopped.get(task_id) != states.REVOKED]
-        tell = partial(self._tell_workers, others, destination, terminate=terminate, signal=signal, **kwargs)
-        if connection.in_atomic_block:  # a worker that hears of it would wait for this transaction
-            transaction.on_commit(tell)
-            return None
-        return tell()
-
-    def _revoke_to_come(self, task_ids: list[str]) -> None:
-        """Revoke what is a step to come of an unfinished workflow, by a row that it will meet when it comes."""
-        from tasks_app.models import TaskRecord
-
-        known = set(TaskRecord.objects.filter(task_id__in=task_ids).values_list("task_id", flat=True))
-        for task_id in set(task_ids) - known:
-            before = TaskRecord.objects.unfinished().filter(options__contains=task_id).first()
-            if before is not None:
-                name = _task_of(before.options, task_id) or "unknown"
-                step = TaskRecord(task_id=task_id, name=name, queue=before.queue, root_id=before.root_id)
-                step.state, step.exc_type, step.exc_message = states.REVOKED, "TaskRevokedError", "revoked"
-                step.finished_at = timezone.now()
-                TaskRecord.objects.adopt(step)
-
-    def _tell_workers(self, task_ids: list[str], destination, **kwargs):
-        if task_ids and self.app.publisher.is_reached():
-            try:
-                return super().revoke(task_ids, destination, **kwargs)
-            except OperationalError as error:
-                logger.warning("Workers hear of a revoke by their leases only: %s", error)
-        return None
-
-    def revoke_workflow(self, root_id: str, terminate: bool = False, signal: str = "SIGTERM") -> dict[str, str]:
-        """Revoke all of a workflow that has not ended, and what would follow from it; the ids, with their states."""
-        from tasks_app.models import TaskRecord
-
-        stopped: dict[str, str] = {}
-        workflow = TaskRecord.objects.in_workflow(root_id).unfinished()
-        workflow = (
-            workflow.filter(Q(cancel_at=None) | Q(cancel_signal="")) if terminate else workflow.filter(cancel_at=None)
-        )
-        while workflow.exists():  # a step may have followed, in a transaction that a statement did not see yet
-            stopped |= self._stop(workflow, signal if terminate else "")
-        running = [task_id for task_id, state in stopped.items() if state == states.STARTED]
-        if running:
-            self.revoke(running, terminate=terminate, signal=signal)
-        return stopped
-
-    def _stop(self, tasks, signal: str) -> dict[str, str]:
-        with transaction.atomic():
-            stopped = tasks.stop("revoked", signal)
-            self.app.backend.follow_revoked([id_ for id_, state in stopped.items() if state == states.REVOKED])
-        return stopped
-
-
 class RecordingCelery(Celery):
     """A Celery app that records each task in Postgres before it publishes it."""
 
     task_cls = "tasks_app.execution:ConsoleTask"
-    control_cls = "tasks_app.outbox:RecordingControl"
+    control_cls = "tasks_app.control:RecordingControl"
 
     publisher = cached_property(Publisher)
     # A look into Celery's configuration costs 19 µs.
@@ -310,7 +240,7 @@ class RecordingCelery(Celery):
         if len(due) < len(new):
             notify(DUE_CHANNEL)
         if due:
-            transaction.on_commit(partial(self.publish_submitted, due))
+            transaction.on_commit(partial(self.publisher.publish_committed, due))
         return old
 
     def submit_successors(self, successors: Successors, revoked: bool) -> None:
@@ -370,40 +300,14 @@ class RecordingCelery(Celery):
 
         moved = TaskRecord.objects.take_over(record)
         if moved and record.publish_at is None:
-            transaction.on_commit(partial(self.publish_submitted, [moved]))
+            transaction.on_commit(partial(self.publisher.publish_committed, [moved]))
         elif moved:
             notify(DUE_CHANNEL)
         return moved is not None
 
-    def publish_submitted(self, records: Sequence[TaskRecord]) -> None:
-        """Publish what is committed and due. Where the broker does not answer, that is left to the relay."""
-        breaker = self.publisher.breaker
-        if breaker.is_open:
-            return
-        try:
-            self.publish(records)
-        except OperationalError as error:
-            breaker.trip()
-            logger.warning("Broker not reached (%s): %d tasks wait in Postgres for the relay.", error, len(records))
-        except Exception:  # they are committed: the caller must not take them for failed
-            logger.exception("%d tasks not published; the relay tries again.", len(records))
-        else:
-            marker.add((record.task_id, record.gen) for record in records)
-
     def publish(self, records: Sequence[TaskRecord]) -> None:
         """Send the messages of these records. Raises kombu's OperationalError where the broker does not answer."""
         self.publisher.publish(records)
-
-
-def _task_of(signatures: Any, task_id: str) -> str | None:
-    """The name of the task whose signature, somewhere among these, has the id."""
-    if isinstance(signatures, Mapping):
-        if (signatures.get("options") or {}).get("task_id") == task_id:
-            return signatures.get("task")
-        signatures = list(signatures.values())
-    if not isinstance(signatures, list | tuple):
-        return None
-    return next(filter(None, (_task_of(each, task_id) for each in signatures)), None)
 
 
 _UNSTORABLE = re.compile("[\x00\ud800-\udfff]")

@@ -11,8 +11,9 @@ import logging
 import os
 import queue
 import threading
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from contextvars import ContextVar
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -33,6 +34,10 @@ logger = logging.getLogger(__name__)
 
 #: Header that carries the record's `gen` in a message.
 GEN_HEADER = "gen"
+#: Messages that are held back go out so many at once.
+AT_ONCE = 500
+#: Where Publisher.at_the_end gathers.
+_held: ContextVar[list[TaskRecord] | None] = ContextVar("held", default=None)
 #: Options that are part of the message; the others tell how to send it.
 _IN_MESSAGE = (
     "group_index", "chord", "time_limit", "soft_time_limit", "shadow", "chain", "ignore_result",
@@ -63,6 +68,35 @@ class Publisher:
 
     def connection(self):
         return self.app.connection_for_write(transport_options=self.TIMEOUTS)
+
+    @contextmanager
+    def at_the_end(self) -> Iterator[None]:
+        """Publish what is committed within at its end, so that one transaction need not wait for another's messages."""
+        held: list[TaskRecord] = []
+        token = _held.set(held)
+        try:
+            yield
+        finally:
+            _held.reset(token)
+            for start in range(0, len(held), AT_ONCE):
+                self.publish_committed(held[start : start + AT_ONCE])
+
+    def publish_committed(self, records: Sequence[TaskRecord]) -> None:
+        """Publish what is due. Where the broker does not answer, that is left to the relay."""
+        if (held := _held.get()) is not None:
+            held.extend(records)
+            return
+        if self.breaker.is_open:
+            return
+        try:
+            self.app.publish(records)
+        except OperationalError as error:
+            self.breaker.trip()
+            logger.warning("Broker not reached (%s): %d tasks wait in Postgres for the relay.", error, len(records))
+        except Exception:  # they are committed: the caller must not take them for failed
+            logger.exception("%d tasks not published; the relay tries again.", len(records))
+        else:
+            marker.add((record.task_id, record.gen) for record in records)
 
     def publish(self, records: Sequence[TaskRecord]) -> None:
         """Raises kombu's OperationalError where the broker does not answer.
