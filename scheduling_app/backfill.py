@@ -11,6 +11,7 @@ from itertools import islice, takewhile
 
 from django.db import transaction
 from django.db.models import Q, QuerySet
+from django.utils import timezone
 
 from scheduling_app.models import CHANGED_CHANNEL, Backfill, Schedule, ScheduleRun
 from scheduling_app.outlook import Mark, marks_between
@@ -44,9 +45,10 @@ class DueTime:
 
 
 def due_times(schedule: Schedule, start: datetime, end: datetime) -> list[DueTime]:
-    """The due times from `start` to `end`, both included. Raises TimingError, BackfillError."""
+    """The due times from `start` to `end`, both included, that have come. Raises TimingError, BackfillError."""
     if end < start:
         raise BackfillError("It ends before it starts.")
+    end = min(end, timezone.now())
     after = schedule.timing().times_after(start - MICROSECOND)
     times = list(islice(takewhile(lambda at: at <= end, after), Backfill.MOST + 1))
     if len(times) > Backfill.MOST:

@@ -43,7 +43,7 @@ invariant(
     f"""
     SELECT format('%%s at %%s, %%s, task %%s', schedule.name, scheduled_for, outcome, coalesce(record_id, 'none'))
     FROM {_RECENT} LEFT JOIN {TaskRecord._meta.db_table} AS task ON task.task_id = run.record_id
-    WHERE (outcome = 'fired') <> (task.id IS NOT NULL)
+    WHERE outcome <> 'waiting' AND (outcome = 'fired') <> (task.id IS NOT NULL)
     """,
 )
 invariant(

@@ -168,6 +168,10 @@ WORKER_SHUTDOWN_GRACE = env.float("WORKER_SHUTDOWN_GRACE", 25)
 TASK_ARGS_MAX_BYTES = env.int("TASK_ARGS_MAX_BYTES", 1_048_576)
 TASK_RESULT_MAX_BYTES = env.int("TASK_RESULT_MAX_BYTES", 1_048_576)
 
+# Schedules
+#: Runs of a schedule that its ledger keeps; of more missed times the earlier ones get no row.
+SCHEDULE_RUNS_KEPT = env.int("SCHEDULE_RUNS_KEPT", 1000)
+
 # Tasks that come with the console
 #: Management commands that the task run_command may run.
 RUN_COMMAND_ALLOWED = env.list("RUN_COMMAND_ALLOWED", ["check", "clearsessions"])
