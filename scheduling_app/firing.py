@@ -17,7 +17,18 @@ from django.db import DatabaseError, connection, transaction
 from django.db.models import Count, DateTimeField, Func, QuerySet
 
 from scheduling_app.models import Calendar, Schedule, ScheduleRun
-from scheduling_app.policies import KEPT, Judge, Outcome, Overlap, Reason, Run, Standing, due_times, expires_at
+from scheduling_app.policies import (
+    KEPT,
+    Judge,
+    Outcome,
+    Overlap,
+    Reason,
+    Run,
+    Standing,
+    due_times,
+    expires_at,
+    failures,
+)
 from scheduling_app.signatures import arguments_of
 from scheduling_app.triggers import TimingError, jittered
 from tasks_app import states
@@ -69,9 +80,8 @@ class Batch:
         submit(self.runs)
         Schedule.objects.advance(self.schedules)
         for schedule in self._failing:
-            note = f"Its last {schedule.pause_after_failures} runs failed."
-            Schedule.objects.filter(pk=schedule.pk).set_enabled(False, note)
-            logger.warning("Schedule %r pauses itself. %s", schedule.name, note)
+            Schedule.objects.filter(pk=schedule.pk).set_enabled(False, failures(schedule))
+            logger.warning("Schedule %r pauses itself. %s", schedule.name, failures(schedule))
         trim({run.schedule.pk for run in self.runs if random.random() < 1 / TRIMMED_EACH})  # noqa: S311
 
 

@@ -124,7 +124,7 @@ class Judge:
     def _judged(self, at: datetime, number: int) -> Run:
         schedule, standing = self.schedule, self.standing
         if standing.failed:
-            return self._skipped(at, Reason.PAUSED, f"The last {schedule.pause_after_failures} runs failed.")
+            return self._skipped(at, Reason.PAUSED, failures(schedule))
         if schedule.drift:
             return self._skipped(at, Reason.INVALID, schedule.drift)
         return self._missed(at, number) or self._blacked_out(at) or self._overlapping(at) or self._fired(at)
@@ -163,6 +163,8 @@ class Judge:
 
     def _overlapping(self, at: datetime) -> Run | None:
         schedule, standing = self.schedule, self.standing
+        if schedule.overlap == Overlap.CANCEL and at != self.due.times[-1]:
+            return self._skipped(at, Reason.OVERLAP, "A later time takes its place.")
         if schedule.overlap == Overlap.ALLOW or standing.unfinished + standing.waiting < schedule.max_instances:
             return None
         said = f"{standing.unfinished} unfinished, {schedule.max_instances} allowed."
@@ -174,8 +176,6 @@ class Judge:
             case Overlap.QUEUE_ALL if standing.waiting >= Schedule.MAX_QUEUED:
                 return self._skipped(at, Reason.LIMIT, f"{said} {standing.waiting} wait already.")
             case Overlap.CANCEL:
-                if at != self.due.times[-1]:
-                    return self._skipped(at, Reason.OVERLAP, "A later time takes its place.")
                 self.cancels = True
                 return None
         standing.waiting += 1
@@ -192,6 +192,12 @@ class Judge:
 
     def _run(self, at: datetime, outcome: str, reason: str, detail: str) -> Run:
         return Run(self.schedule, at, outcome, reason, detail[:500])
+
+
+def failures(schedule: Schedule) -> str:
+    """Why a schedule pauses itself."""
+    times = schedule.pause_after_failures
+    return "Its last run failed." if times == 1 else f"Its last {times} runs failed."
 
 
 def expires_at(schedule: Schedule, starts_at: datetime, following: datetime | None) -> datetime | None:
