@@ -78,10 +78,12 @@ def test_a_save_of_a_row_that_was_read_before_it_fired_does_not_move_it_back():
     schedule = due(timedelta(seconds=1))
     stale = again(schedule)
     firing.fire_due()
-    moved = again(schedule).next_fire_at
-    stale.description = "edited meanwhile"
+    Schedule.objects.filter(pk=schedule.pk).set_enabled(False, "It failed.")
+    moved = Schedule.objects.filter(pk=schedule.pk).values("next_fire_at", "fired_count", "switched_at", "note").get()
+    stale.description, stale.enabled = "edited meanwhile", False
     stale.save()
-    assert again(schedule).next_fire_at == moved
+    assert Schedule.objects.filter(pk=schedule.pk).values(*moved).get() == moved
+    assert (moved["fired_count"], moved["note"]) == (1, "It failed.")
 
 
 def passed_date() -> Schedule:
@@ -143,6 +145,7 @@ def test_a_time_that_fired_already_does_not_fire_again(published, commits):
         Schedule.objects.filter(pk=schedule.pk).update(next_fire_at=first)
         firing.fire_due()
     assert len(runs(schedule)) == TaskRecord.objects.count() == len(published) == 1
+    assert again(schedule).problem == ""
 
 
 def test_a_paused_schedule_does_not_fire():

@@ -66,6 +66,21 @@ def test_a_run_waits_for_an_earlier_one(overlap, waits, third):
     assert TaskRecord.objects.count() == 1 + waits
 
 
+@pytest.mark.parametrize(
+    ("overlap", "expected"),
+    [
+        ("skip", ["fired", "skipped", "skipped"]),
+        ("queue_one", ["fired", "waiting", "skipped"]),
+        ("queue_all", ["fired", "waiting", "waiting"]),
+        ("cancel", ["skipped", "skipped", "fired"]),
+    ],
+)
+def test_times_of_one_pass_overlap_too(overlap, expected):
+    schedule = due(timedelta(minutes=2, seconds=20), overlap=overlap, catch_up="all")
+    firing.fire_due()
+    assert [outcome for outcome, _ in runs(schedule)] == expected
+
+
 def test_a_run_that_is_due_does_not_overtake_one_that_waits():
     schedule = due(timedelta(0), overlap="queue_all")
     firing.fire_due()
@@ -135,7 +150,7 @@ def test_it_pauses_itself_after_failures_in_a_row_and_says_why():
     fire_again(schedule)
     assert runs(schedule)[-1] == ("skipped", "paused")
     assert (again(schedule).enabled, again(schedule).note) == (False, "Its last 2 runs failed.")
-    Schedule.objects.filter(pk=schedule.pk).set_enabled(True)
+    Schedule.objects.filter(pk=schedule.pk).update(enabled=True)  # by whatever road
     assert again(schedule).note == ""
     firing.plan_changed()
     fire_again(schedule)
@@ -169,6 +184,15 @@ def test_a_time_within_a_window_is_moved_to_its_end(calendar):
     run = schedule.runs.get()
     assert (run.outcome, run.record.eta) == ("fired", until)
     assert run.record.expires == until + timedelta(hours=1), "the grace, from then on"
+
+
+def test_a_time_that_is_moved_overlaps_as_any_other(calendar):
+    now = timezone.now()
+    Window.objects.create(calendar=calendar, start_at=now - timedelta(hours=1), end_at=now + timedelta(hours=1))
+    schedule = due(timedelta(0), blackout=calendar, blackout_action="defer", overlap="skip")
+    firing.fire_due()
+    fire_again(schedule)
+    assert runs(schedule) == [("fired", "due"), ("skipped", "overlap")]
 
 
 def test_windows_that_follow_each_other_are_one(calendar):
@@ -206,6 +230,9 @@ def test_it_is_finished_after_so_many_runs():
     firing.fire_due()
     assert runs(schedule) == [("fired", "caught up")] * 3
     assert (again(schedule).next_fire_at, again(schedule).changed_at) == (None, None)
+    Schedule.objects.filter(pk=schedule.pk).update(every=2)
+    firing.plan_changed()
+    assert again(schedule).next_fire_at is None, "an edit of its timing does not begin it anew"
     Schedule.objects.filter(pk=schedule.pk).update(max_runs=4)
     firing.plan_changed()
     assert again(schedule).next_fire_at > timezone.now()

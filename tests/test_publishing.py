@@ -29,6 +29,22 @@ def test_after_one_submit_has_met_an_outage_the_others_do_not_try(commits, monke
     assert TaskRecord.objects.filter(published_at=None, publish_at__isnull=False).count() == 3, "the relay's to publish"
 
 
+@pytest.mark.django_db
+def test_what_is_committed_within_a_pass_goes_out_at_its_end_also_where_that_fails(commits, monkeypatch):
+    batches = []
+    monkeypatch.setattr(app, "publish", lambda records: batches.append([record.args for record in records]))
+    with pytest.raises(ZeroDivisionError), app.publisher.at_the_end():
+        for number in range(2):
+            with commits():
+                echo.delay(number)
+        assert not batches
+        raise ZeroDivisionError
+    assert batches == [[(0,), (1,)]]
+    with commits():
+        echo.delay(2)
+    assert batches[1:] == [[(2,)]]
+
+
 def test_a_breaker_closes_when_the_broker_answers(monkeypatch):
     monkeypatch.setattr(Breaker, "PAUSES", (0.001, 0.002))
     answers = iter([OperationalError("no"), OperationalError("no"), None])
