@@ -158,4 +158,6 @@ def _fields(
 
 
 def _write(name: str, fields: Mapping[str, Any]) -> None:
+    if owner := Schedule.objects.filter(name=name).exclude(owner="").values_list("owner", flat=True).first():
+        raise ValueError(f"Schedule {name!r} is declared in the schedules.py of app {owner}: change it there.")
     Schedule.objects.update_or_create(name=name, defaults=fields)

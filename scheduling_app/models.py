@@ -211,6 +211,7 @@ class Schedule(models.Model):
                 condition=models.Q(enabled=True, next_fire_at__isnull=False),
             ),
             models.Index(fields=["changed_at"], name="schedule_changed", condition=models.Q(changed_at__isnull=False)),
+            models.Index(fields=["owner"], name="schedule_owned", condition=~models.Q(owner="")),
         ]
         constraints = [
             models.CheckConstraint(

@@ -34,10 +34,19 @@ def arguments_of(schedule: "Schedule", scheduled_for: datetime) -> tuple[list, d
 
 def drift(schedule: "Schedule") -> str:
     """Why its task would not run here as it is defined: it is not there, or does not take the arguments. Or ""."""
-    if schedule.task not in current_app.tasks:
-        return f"No task {schedule.task} is registered."
-    _, complaint = misfit(schedule.task, *arguments_of(schedule, datetime.now(UTC))) or ("", "")
+    _, complaint = at_fault(schedule) or ("", "")
     return complaint
+
+
+def at_fault(schedule: "Schedule") -> tuple[str, str] | None:
+    """The field because of which its task would not run here, "task", "args" or "kwargs", and why."""
+    if schedule.task not in current_app.tasks:
+        return "task", f"No task {schedule.task} is registered."
+    if not isinstance(schedule.args, list):
+        return "args", f"{schedule.task}: args must be a list, not {type(schedule.args).__name__}."
+    if not isinstance(schedule.kwargs, dict):
+        return "kwargs", f"{schedule.task}: kwargs must be an object, not {type(schedule.kwargs).__name__}."
+    return misfit(schedule.task, *arguments_of(schedule, datetime.now(UTC)))
 
 
 def misfit(name: str, args: list, kwargs: dict) -> tuple[str, str] | None:

@@ -3,11 +3,14 @@
 The latter come last: what they leave behind would be seen by the others.
 """
 
+import math
+
 import pytest
 from celery import current_app
 from django.conf import settings
 from django.test.utils import setup_databases
 
+from scheduling_app import drift
 from tasks_app import publishing
 from tasks_app.models import TaskRecord
 
@@ -41,6 +44,12 @@ def marks_at_once(request, monkeypatch):
         monkeypatch.setattr(
             publishing.marker, "add", lambda messages: TaskRecord.objects.mark_published(list(messages))
         )
+
+
+@pytest.fixture(autouse=True)
+def no_watch(monkeypatch):
+    """A page's thread that looks for drift would outlive its test."""
+    monkeypatch.setattr(drift.watch, "look_at", math.inf)
 
 
 @pytest.fixture

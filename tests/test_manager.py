@@ -106,3 +106,10 @@ def test_apschedulers_own_interface_works_on_the_table(manager):
     assert Schedule.objects.get().enabled
     scheduler.remove_job("job")
     assert not Schedule.objects.exists()
+
+
+def test_what_code_declares_is_not_overwritten(manager):
+    Schedule.objects.create(name="theirs", task="sample.noop", kind="cron", cron="0 0 1 1 *", owner="sample")
+    manager.start()
+    with pytest.raises(ValueError, match=r"declared in the schedules.py of app sample"):
+        manager.register_interval(noop, "1h", id="theirs")

@@ -4,6 +4,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 from celery import current_app as app
+from django.db import connection
 from django.utils import timezone
 
 from scheduling_app import firing, policies
@@ -307,6 +308,16 @@ def test_a_task_that_is_gone_or_takes_other_arguments_is_not_sent(fields, says):
     assert says in firing.run_now(schedule).detail
     assert runs(good) == [("fired", "due")]
     assert TaskRecord.objects.count() == 1
+
+
+@pytest.mark.parametrize("text", ["[1", "nonsense", '{"a": 1}', "[" * 100_000])
+def test_arguments_that_are_no_json_stop_no_other_schedule(text):
+    bad, good = due(timedelta(0), name="bad"), due(timedelta(0), name="good")
+    with connection.cursor() as cursor:
+        cursor.execute("UPDATE scheduling_app_schedule SET args = %s WHERE id = %s", [text, bad.pk])
+    assert firing.fire_due() == 2
+    assert runs(bad) == [("skipped", "invalid")]
+    assert runs(good) == [("fired", "due")]
 
 
 # The ledger

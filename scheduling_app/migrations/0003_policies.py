@@ -225,6 +225,10 @@ class Migration(migrations.Migration):
             name='schedule',
             field=models.ForeignKey(db_index=False, on_delete=django.db.models.deletion.CASCADE, related_name='runs', to='scheduling_app.schedule'),
         ),
+        migrations.AddIndex(
+            model_name='schedule',
+            index=models.Index(condition=models.Q(('owner', ''), _negated=True), fields=['owner'], name='schedule_owned'),
+        ),
         migrations.RunSQL(TRIGGER, migrations.RunSQL.noop),
         # Of this an index for LIKE, as Django makes one for every unique text: written with each run, and never read.
         migrations.RunSQL("DROP INDEX IF EXISTS scheduling_app_schedulerun_record_id_c9495206_like", migrations.RunSQL.noop),

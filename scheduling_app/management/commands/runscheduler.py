@@ -15,15 +15,17 @@ class Command(BaseCommand):
     stopping = False
 
     def handle(self, **_):
+        from scheduling_app import drift
         from scheduling_app.manager import ApsSchedulerManager
 
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self.stop)
-        self.wait_for_tables()
+        self.sync_declared()
         manager = ApsSchedulerManager()
         if not self.stopping:
             manager.start()
             self.stdout.write("Scheduler started.")
+            drift.watch.latest()  # it looks in a thread of its own, and logs what it finds
             while not self.stopping:
                 time.sleep(0.2)
             manager.shutdown(wait=False)
@@ -33,14 +35,15 @@ class Command(BaseCommand):
         # Not an Event: to set one in a signal's handler, while the same thread waits for it, can hang for ever.
         self.stopping = True
 
-    def wait_for_tables(self) -> None:
-        """Return when the schedules can be read; meanwhile one line says what is missing."""
-        from scheduling_app.models import Schedule
+    def sync_declared(self) -> None:
+        """Bring the table in line with what apps declare, once it is there. Until then a line says what is missing."""
+        from scheduling_app.sync import sync
 
         said = ""
         while not self.stopping:
             try:
-                Schedule.objects.exists()
+                if report := sync():
+                    self.stdout.write(str(report))
                 return
             except OperationalError as error:
                 missing = f"Waiting for the database: {str(error).strip().splitlines()[0]}"

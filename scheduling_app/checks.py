@@ -1,0 +1,19 @@
+from django.core.checks import Tags, Warning, register
+from django.db import DEFAULT_DB_ALIAS, OperationalError, ProgrammingError
+
+from scheduling_app import drift
+
+
+@register(Tags.database)
+def schedules_would_run(app_configs, databases, **_):
+    """Each schedule's task must be here and take its arguments. (It needs `--database default`.)"""
+    if DEFAULT_DB_ALIAS not in (databases or ()):
+        return []
+    try:
+        found = drift.find()
+    except (OperationalError, ProgrammingError):  # no database, or none of its tables yet: `migrate` asks here, too
+        return []
+    if not found:
+        return []
+    hint = "Edit them, or bring back what they need: until then each of their due times is recorded as invalid."
+    return [Warning(str(found), hint=hint, id="scheduling_app.W001")]
