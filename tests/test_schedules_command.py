@@ -1,9 +1,17 @@
-"""`manage.py schedules next`: times from the function that fires."""
+"""`manage.py schedules`: times from the function that fires; what there is; what is done to it, by whom."""
 
+import getpass
 import json
+from datetime import UTC, datetime, timedelta
 
 import pytest
+from celery import current_app as app
+from django.contrib.admin.models import LogEntry
 from django.core.management import CommandError, call_command
+from django.utils import timezone
+
+from scheduling_app import firing
+from scheduling_app.models import Calendar, Schedule
 
 
 def upcoming(capsys, *arguments) -> list[str]:
@@ -49,4 +57,189 @@ def test_without_json_it_is_a_time_a_line(capsys):
 def test_what_cannot_be_exits_with_2_and_says_what(arguments, says):
     with pytest.raises(CommandError, match=says) as refusal:
         call_command("schedules", "next", *arguments)
+    assert refusal.value.returncode == 2
+
+
+# Of the schedules that there are
+
+
+def make(name: str, **fields) -> Schedule:
+    return Schedule.objects.create(name=name, **{"task": "sample.echo", "args": [1], "cron": "30 2 * * *", **fields})
+
+
+def run(capsys, *arguments: str) -> str:
+    call_command("schedules", *arguments)
+    return capsys.readouterr().out
+
+
+@pytest.fixture
+def published(monkeypatch):
+    records = []
+    monkeypatch.setattr(app, "publish", records.extend)
+    return records
+
+
+@pytest.mark.django_db
+def test_next_takes_the_name_of_a_schedule(capsys):
+    make("nightly", timezone="Europe/Berlin")
+    assert upcoming(capsys, "nightly", *AFTER) == upcoming(capsys, "30 2 * * *", "--tz", "Europe/Berlin", *AFTER)
+
+
+@pytest.mark.django_db
+def test_next_of_a_schedule_ends_with_its_runs_and_says_that_it_is_paused(capsys):
+    Schedule.objects.filter(pk=make("n", max_runs=3, enabled=False).pk).update(fired_count=1)
+    call_command("schedules", "next", "n")
+    captured = capsys.readouterr()
+    assert len(captured.out.splitlines()) == 2
+    assert "n is paused" in captured.err
+
+
+@pytest.mark.django_db
+def test_next_without_a_name_is_what_fires_next_over_all(capsys):
+    make("b", kind="date", cron="", run_at=datetime(2100, 1, 1, tzinfo=UTC))
+    make("a", kind="date", cron="", run_at=datetime(2100, 1, 2, tzinfo=UTC))
+    make("paused", enabled=False)
+    firing.plan_changed()
+    assert run(capsys, "next") == "2100-01-01T00:00:00Z  b\n2100-01-02T00:00:00Z  a\n"
+    assert upcoming(capsys, "--count", "1") == [{"at": "2100-01-01T00:00:00Z", "name": "b"}]
+
+
+@pytest.mark.django_db
+@pytest.mark.parametrize("verb", ["next", "run", "pause", "resume"])
+def test_an_unknown_name_exits_with_2_and_proposes_close_ones(verb):
+    make("nightly")
+    with pytest.raises(CommandError, match=r"no schedule 'nigthly'\. Did you mean 'nightly'\?") as refusal:
+        call_command("schedules", verb, "nigthly")
+    assert refusal.value.returncode == 2
+
+
+@pytest.mark.django_db
+def test_list_shows_state_next_time_and_words(capsys):
+    make("on", kind="date", cron="", run_at=datetime(2100, 1, 1, tzinfo=UTC))
+    make("off", enabled=False)
+    broken = make("broken")
+    firing.plan_changed()
+    Schedule.objects.filter(pk=broken.pk).update(problem="cron: what is this")
+    assert run(capsys, "list").splitlines() == [
+        f"problem        {'-':<25}  broken: at 02:30, UTC  cron: what is this",
+        f"paused         {'-':<25}  off: at 02:30, UTC",
+        "on             2100-01-01 00:00:00+00:00  on: once at 2100-01-01 00:00 UTC, UTC",
+    ]
+    assert run(capsys, "list", "--state", "paused").split()[2] == "off:"
+
+
+@pytest.mark.django_db
+def test_list_is_machine_readable(capsys):
+    make("on", kind="date", cron="", run_at=datetime(2100, 1, 1, tzinfo=UTC), queue="slow")
+    firing.plan_changed()
+    (listed,) = json.loads(run(capsys, "list", "--json"))
+    assert listed == {
+        "name": "on",
+        "state": "on",
+        "task": "sample.echo",
+        "when": "once at 2100-01-01 00:00 UTC",
+        "timezone": "UTC",
+        "queue": "slow",
+        "next_run_at": "2100-01-01T00:00:00Z",
+        "last_run_at": None,
+        "note": "",
+        "problem": "",
+    }
+
+
+@pytest.mark.django_db
+def test_run_starts_the_task_and_names_it_and_who_did(capsys, published, commits):
+    schedule = make("nightly")
+    with commits():
+        said = run(capsys, "run", "nightly")
+    (record,) = published
+    assert record.task_id in said
+    assert schedule.runs.get().record_id == record.task_id
+    entry = LogEntry.objects.get()
+    assert entry.user.username == f"{getpass.getuser()}@terminal"
+    assert not entry.user.is_active
+    assert not entry.user.has_usable_password()
+    assert schedule.runs.get().detail == f"by {entry.user.username}"
+
+
+@pytest.mark.django_db
+def test_run_exits_with_1_where_the_task_cannot_be_started(capsys):
+    make("gone", task="sample.gone")
+    with pytest.raises(SystemExit) as refusal:
+        call_command("schedules", "run", "gone")
+    assert refusal.value.code == 1
+    assert "No task sample.gone" in capsys.readouterr().out
+
+
+@pytest.mark.django_db
+def test_pause_and_resume_are_done_and_written_to_the_history(capsys):
+    make("a")
+    make("b")
+    assert run(capsys, "pause", "a", "b").startswith("2 paused")
+    assert not Schedule.objects.filter(enabled=True).exists()
+    assert run(capsys, "resume", "a") == "1 resumed (a).\n"
+    assert Schedule.objects.get(name="a").enabled
+    assert sorted(LogEntry.objects.values_list("change_message", flat=True)) == ["Paused.", "Paused.", "Resumed."]
+
+
+@pytest.mark.django_db
+def test_resume_asks_what_to_do_about_missed_times(capsys):
+    schedule = make("a", cron="* * * * *", enabled=False)
+    Schedule.objects.filter(pk=schedule.pk).update(switched_at=timezone.now() - timedelta(minutes=5))
+    assert "1 missed time runs now." in run(capsys, "resume", "a", "--missed", "latest")
+    assert schedule.backfills.get().created_by == f"{getpass.getuser()}@terminal"
+
+
+# Export and import
+
+
+@pytest.mark.django_db
+def test_export_writes_a_file_that_import_reads(capsys, tmp_path):
+    file = str(tmp_path / "schedules.json")
+    make("a")
+    make("b")
+    assert run(capsys, "export", file) == ""
+    assert json.loads(run(capsys, "export", "--names", "b"))[0]["name"] == "b"
+    Schedule.objects.filter(name="b").delete()
+    Schedule.objects.filter(name="a").update(queue="slow")
+    make("c")
+    said = [
+        "~ schedule a",
+        '    queue: "slow" → ""',
+        "+ schedule b",
+        "- schedule c",
+        "1 added, 1 changed, 1 removed, 0 unchanged.",
+    ]
+    assert run(capsys, "import", file, "--prune").splitlines() == [
+        *said,
+        "Nothing was written. Add --apply to write it.",
+    ]
+    assert set(Schedule.objects.values_list("name", "queue")) == {("a", "slow"), ("c", "")}
+    assert run(capsys, "import", file, "--prune", "--apply").splitlines() == said
+    assert set(Schedule.objects.values_list("name", "queue")) == {("a", ""), ("b", "")}
+
+
+@pytest.mark.django_db
+def test_export_of_names_takes_along_only_the_calendars_that_they_name(capsys):
+    make("a", blackout=Calendar.objects.create(name="mine"))
+    Calendar.objects.create(name="other")
+    assert [each["name"] for each in json.loads(run(capsys, "export", "--names", "a"))] == ["mine", "a"]
+    with pytest.raises(CommandError, match="no schedule 'gone'"):
+        call_command("schedules", "export", "--names", "gone")
+
+
+@pytest.mark.django_db
+def test_an_import_that_is_refused_exits_with_1_and_writes_nothing(tmp_path):
+    file = tmp_path / "schedules.json"
+    file.write_text('[{"model": "scheduling_app.schedule", "name": "a", "task": "number_sum", "cron": "61 * * * *"}]')
+    with pytest.raises(CommandError, match="schedule a: cron: minute") as refusal:
+        call_command("schedules", "import", str(file), "--apply")
+    assert refusal.value.returncode == 1
+    assert not Schedule.objects.exists()
+
+
+@pytest.mark.parametrize("verb", ["import", "export"])
+def test_a_file_that_cannot_be_opened_exits_with_2(verb, tmp_path, db):
+    with pytest.raises(CommandError, match="cannot be") as refusal:
+        call_command("schedules", verb, str(tmp_path / "gone" / "file"))
     assert refusal.value.returncode == 2

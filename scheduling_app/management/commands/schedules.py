@@ -1,43 +1,202 @@
 import json
+import re
+import sys
+from collections.abc import Iterable, Sequence
+from datetime import UTC, datetime
 from itertools import islice
+from pathlib import Path
+from typing import Any
 
 from django.conf import settings
 from django.core.management.base import BaseCommand, CommandError, CommandParser
+from django.db import transaction
 from django.utils import timezone
 from django.utils.dateparse import parse_datetime
 
+from scheduling_app import actions, exchange
+from scheduling_app.models import Calendar, Schedule, ScheduleRun
+from scheduling_app.outlook import ON, PROBLEM, STATES, Outlook
+from scheduling_app.terminal import REFUSED, WRONG, account, named, shown
 from scheduling_app.triggers import Cron, Date, Interval, Timing, TimingError, parse_every
+
+_MARKS = {"add": "+", "change": "~", "remove": "-"}
 
 
 class Command(BaseCommand):
-    help = "Schedules in the terminal."
+    help = (
+        "Schedules in the terminal. The history names you as LOGIN@terminal. "
+        "Exit codes: 0 done, 1 refused, 2 asked for what is not there or cannot be."
+    )
     requires_system_checks = []
 
     def add_arguments(self, parser: CommandParser):
         verbs = parser.add_subparsers(dest="verb", required=True)
-        upcoming = verbs.add_parser("next", help="print the next times of a timing, in UTC")
-        kind = upcoming.add_mutually_exclusive_group(required=True)
-        kind.add_argument("expr", nargs="?", help="crontab expression, quoted: five fields, or six with seconds first")
+        listed = verbs.add_parser("list", help="list the schedules: state, next time, name and when")
+        listed.add_argument("--state", choices=STATES, help="only those in this state")
+        listed.add_argument("--json", action="store_true", help="print a JSON list")
+        self.add_next(
+            verbs.add_parser("next", help="print the next times of a schedule, of a timing, or of all, in UTC")
+        )
+        for verb, said in (("run", "run schedules once, now"), ("pause", "pause schedules"), ("resume", "resume them")):
+            acting = verbs.add_parser(verb, help=said)
+            acting.add_argument("names", nargs="+", metavar="NAME")
+        acting.add_argument(
+            "--missed",
+            choices=actions.Missed.values,
+            default=actions.Missed.NONE,
+            help="which of the times that passed while it was paused run now (default: %(default)s)",
+        )
+        exporting = verbs.add_parser("export", help="write schedules and calendars as JSON, for version control")
+        exporting.add_argument("file", nargs="?", default="-", help="where to (default: standard output)")
+        exporting.add_argument(
+            "--names", nargs="+", metavar="NAME", help="only these, and the calendars that they name"
+        )
+        importing = verbs.add_parser("import", help="show what a file of an export would change, or change it")
+        importing.add_argument("file", help="- for standard input")
+        importing.add_argument("--apply", action="store_true", help="write it, all in one transaction")
+        importing.add_argument("--prune", action="store_true", help="remove what is not in the file, runs included")
+
+    def add_next(self, parser: CommandParser) -> None:
+        kind = parser.add_mutually_exclusive_group()
+        kind.add_argument("what", nargs="?", metavar="NAME|EXPR", help="a schedule, or a quoted crontab expression")
         kind.add_argument("--every", metavar="90m", help="interval: 30s, 90m, 2h, 1d, 1w")
         kind.add_argument("--at", metavar="TIME", help="once, at an ISO 8601 time")
-        upcoming.add_argument("--tz", default=settings.TIME_ZONE, help="IANA zone (default: %(default)s)")
-        upcoming.add_argument("--after", metavar="ISO-TIME", help="list times later than this (default: now)")
-        upcoming.add_argument("--count", type=int, default=5, help="how many (default: %(default)s)")
-        upcoming.add_argument("--json", action="store_true", help="print a JSON list")
+        parser.add_argument("--tz", default=settings.TIME_ZONE, help="IANA zone (default: %(default)s)")
+        parser.add_argument("--after", metavar="ISO-TIME", help="list times later than this (default: now)")
+        parser.add_argument("--count", type=int, default=5, help="how many (default: %(default)s)")
+        parser.add_argument("--json", action="store_true", help="print a JSON list")
 
-    def handle(self, *, verb, **options):
+    def handle(self, *, verb: str, **options):
         try:
-            self.print_next(**options)
+            getattr(self, f"do_{verb}")(**options)
         except TimingError as error:
-            raise CommandError(f"{error.field}: {error}", returncode=2) from error
+            raise CommandError(f"{error.field}: {error}", returncode=WRONG) from error
 
-    def print_next(self, expr, every, at, tz, after, count, json: bool, **_):
-        moment = _time(after, tz, "--after") if after else timezone.now()
-        times = [
-            time.strftime("%Y-%m-%dT%H:%M:%SZ")
-            for time in islice(_timing(expr, every, at, tz, moment).times_after(moment), max(count, 0))
+    def do_list(self, *, state: str | None, json: bool, **_) -> None:
+        schedules = Schedule.objects.filter(STATES[state]) if state else Schedule.objects.all()
+        rows = (Outlook(schedule) for schedule in schedules.order_by("name").iterator())
+        if json:
+            self.write_json([described(row) for row in rows])
+            return
+        for row in rows:
+            schedule, problem = row.schedule, f"  {row.schedule.problem}" if row.state == PROBLEM else ""
+            at = shown(row.next_run_at, UTC)
+            self.stdout.write(f"{row.state_word:<13}  {at}  {schedule.name}: {row.words}, {schedule.timezone}{problem}")
+
+    def do_next(self, *, what, every, at, tz, after, count, json: bool, **_) -> None:
+        moment, count = _time(after, tz, "--after") if after else timezone.now(), max(count, 0)
+        if what is every is at is None:
+            self.print_next_of_all(moment, count, json)
+            return
+        if what is not None and not is_expression(what):
+            (schedule,) = named([what])
+            timing: Timing = schedule.timing()
+            if schedule.max_runs is not None:
+                count = min(count, max(schedule.max_runs - schedule.fired_count, 0))
+            if not schedule.enabled:
+                self.stderr.write(self.style.WARNING(f"{schedule.name} is paused: it would run then if it were on."))
+        else:
+            timing = _timing(what, every, at, tz, moment)
+        times = [_utc(time) for time in islice(timing.times_after(moment), count)]
+        self.write_json(times) if json else self.write_lines(times)
+
+    def print_next_of_all(self, moment: datetime, count: int, json: bool) -> None:
+        schedules = Schedule.objects.filter(STATES[ON], next_fire_at__gt=moment).order_by("next_fire_at")
+        rows = [
+            {"at": _utc(at), "name": name} for at, name in schedules.values_list("next_fire_at", "name")[:count] if at
         ]
-        self.stdout.write(_dump(times) if json else "\n".join(times))
+        self.write_json(rows) if json else self.write_lines(f"{row['at']}  {row['name']}" for row in rows)
+
+    def do_run(self, *, names: Sequence[str], **_) -> None:
+        user, refused = account(), False
+        for schedule in named(names):
+            self.stdout.write(actions.run_now(Schedule.objects.filter(pk=schedule.pk), user))
+            run = schedule.runs.latest("scheduled_for")
+            refused |= run.outcome != ScheduleRun.Outcome.FIRED
+            if run.record_id:
+                self.stdout.write(f"Its task is {run.record_id}.")
+        if refused:
+            sys.exit(REFUSED)
+
+    def do_pause(self, *, names: Sequence[str], **_) -> None:
+        self.stdout.write(actions.pause(_queryset(names), account()))
+
+    def do_resume(self, *, names: Sequence[str], missed: str, **_) -> None:
+        self.stdout.write(actions.resume(_queryset(names), account(), missed))
+
+    def do_export(self, *, file: str, names: Sequence[str] | None, **_) -> None:
+        schedules, calendars = Schedule.objects.filter(owner=""), Calendar.objects.all()
+        if names:
+            chosen = named(names, schedules)
+            schedules = schedules.filter(pk__in=[schedule.pk for schedule in chosen])
+            calendars = calendars.filter(pk__in=[schedule.blackout_id for schedule in chosen])
+        text = exchange.dump(schedules, calendars)
+        if file == "-":
+            self.stdout.write(text, ending="")
+            return
+        try:
+            Path(file).write_text(text, encoding="utf-8", newline="\n")
+        except OSError as error:
+            raise CommandError(f"{file} cannot be written: {error}.", returncode=WRONG) from error
+
+    def do_import(self, *, file: str, apply: bool, prune: bool, **_) -> None:
+        try:
+            text = sys.stdin.read() if file == "-" else Path(file).read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise CommandError(f"{file} cannot be read: {error}.", returncode=WRONG) from error
+        try:
+            with transaction.atomic():
+                changes = exchange.bring(exchange.load(text), account(), prune)
+                transaction.set_rollback(not apply)
+        except exchange.ExchangeError as error:
+            raise CommandError(f"Nothing was written.\n{error}", returncode=REFUSED) from error
+        self.print_changes(changes)
+        if not apply:
+            self.stdout.write("Nothing was written. Add --apply to write it.")
+
+    def print_changes(self, changes: Sequence[exchange.Change]) -> None:
+        for change in changes:
+            if change.what in _MARKS:
+                runs = f", and its runs: {change.runs}" if change.runs else ""
+                self.stdout.write(f"{_MARKS[change.what]} {change.called}{runs}")
+            for name, values in change.fields.items():
+                before, after = (json.dumps(value, ensure_ascii=False) for value in values)
+                self.stdout.write(f"    {name}: {before} → {after}")
+        words = {"add": "added", "change": "changed", "remove": "removed", "keep": "unchanged"}
+        counts = {word: sum(change.what == what for change in changes) for what, word in words.items()}
+        self.stdout.write(", ".join(f"{number} {word}" for word, number in counts.items()) + ".")
+
+    def write_lines(self, lines: Iterable[str]) -> None:
+        for line in lines:
+            self.stdout.write(line)
+
+    def write_json(self, value: Any) -> None:
+        self.stdout.write(json.dumps(value))
+
+
+def described(row: Outlook) -> dict[str, Any]:
+    schedule = row.schedule
+    return {
+        "name": schedule.name,
+        "state": row.state,
+        "task": schedule.task,
+        "when": row.words,
+        "timezone": schedule.timezone,
+        "queue": row.queue,
+        "next_run_at": row.next_run_at and _utc(row.next_run_at),
+        "last_run_at": row.last_run_at and _utc(row.last_run_at),
+        "note": schedule.note,
+        "problem": schedule.problem,
+    }
+
+
+def is_expression(text: str) -> bool:
+    """Whether it was meant as a crontab expression, right or wrong, and not as a name."""
+    return bool(re.match(r"@|.*\*|\d\S*(\s+\S+){4,5}$", text))
+
+
+def _queryset(names: Sequence[str]):
+    return Schedule.objects.filter(pk__in=[schedule.pk for schedule in named(names)])
 
 
 def _timing(expr, every, at, tz, moment) -> Timing:
@@ -55,9 +214,11 @@ def _time(text: str, tz: str, option: str):
     except ValueError:
         time = None
     if time is None:
-        raise CommandError(f"{option}: {text!r} is not an ISO 8601 time, such as 2026-03-01T09:00:00Z.", returncode=2)
+        raise CommandError(
+            f"{option}: {text!r} is not an ISO 8601 time, such as 2026-03-01T09:00:00Z.", returncode=WRONG
+        )
     return time if timezone.is_aware(time) else time.replace(tzinfo=Cron("* * * * *", timezone=tz).zone)
 
 
-def _dump(times: list[str]) -> str:
-    return json.dumps(times)
+def _utc(at: datetime) -> str:
+    return at.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")

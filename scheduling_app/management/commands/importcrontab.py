@@ -1,0 +1,85 @@
+import sys
+from pathlib import Path
+
+from django.conf import settings
+from django.core.management.base import BaseCommand, CommandError, CommandParser
+from django.db import transaction
+from django.utils import timezone
+
+from scheduling_app import clocks
+from scheduling_app.crontab import Line, read
+from scheduling_app.models import Schedule
+from scheduling_app.terminal import REFUSED, WRONG, account, shown
+from scheduling_app.triggers import TimingError, preview
+from tasks_app.models import printable
+from tasks_app.pages import log
+
+#: Coming times that are printed of each line.
+TIMES = 5
+
+
+class Command(BaseCommand):
+    help = (
+        "Makes schedules of a crontab's lines: of those that ask for an address by curl or wget, through the task "
+        "http_request, and of those that run a management command of Django that RUN_COMMAND_ALLOWED names, through "
+        "run_command. Without --apply it only shows what it would do, with the next times of each. Lines that do not "
+        "fit are listed with the reason; the exit code is 1 then. Take what was imported out of the crontab."
+    )
+
+    def add_arguments(self, parser: CommandParser):
+        parser.add_argument("file", help="as `crontab -l` prints it; - for standard input")
+        parser.add_argument("--apply", action="store_true", help="write the schedules, all in one transaction")
+        parser.add_argument(
+            "--user-field", action="store_true", help="a user precedes each command, as in /etc/crontab"
+        )
+        parser.add_argument(
+            "--tz", default=settings.TIME_ZONE, help="the zone of the machine that it is from (default: %(default)s)"
+        )
+
+    def handle(self, *, file: str, apply: bool, user_field: bool, tz: str, **_):
+        try:
+            clocks.zone(tz)
+        except TimingError as error:
+            raise CommandError(f"--tz: {error}", returncode=WRONG) from error
+        lines = list(read(contents(file), tz, timezone.now(), user_field))
+        self.refused = 0
+        with transaction.atomic():
+            written = [schedule for line in lines if (schedule := self.import_line(line, apply))]
+            if written:
+                log(account(), written, "Imported from a crontab.")
+        if not apply:
+            self.stdout.write("Nothing was written. Add --apply to write it.")
+        if self.refused:
+            fit = "line does not fit" if self.refused == 1 else "lines do not fit"
+            raise CommandError(f"{self.refused} {fit}, see above.", returncode=REFUSED)
+
+    def import_line(self, line: Line, apply: bool) -> Schedule | None:
+        """Show it; the schedule, where one was written."""
+        if line.found is None:
+            self.refused += line.is_command
+            style = self.style.ERROR if line.is_command else str
+            self.stdout.write(f"{style(f'line {line.number}: {line.reason}')}\n    {printable(line.text)}")
+            return None
+        schedule = line.found.schedule
+        if Schedule.objects.filter(name=schedule.name).exists():
+            self.stdout.write(f"line {line.number}: {schedule.name}: there is a schedule of that name; left alone.")
+            return None
+        timing = schedule.timing()
+        self.stdout.write(self.style.SUCCESS(f"line {line.number}: {schedule.name}"))
+        self.stdout.write(f"    {timing.describe()} ({schedule.cron}), {schedule.timezone}")
+        self.stdout.write(f"    {schedule.task} {schedule.args} {schedule.kwargs or ''}".rstrip())
+        for time in preview(timing, timezone.now(), TIMES):
+            self.stdout.write(f"    {shown(time.at, timing.zone)}  {time.note}".rstrip())
+        for note in line.found.notes:
+            self.stdout.write(self.style.WARNING(f"    {note}"))
+        if not apply:
+            return None
+        schedule.save()
+        return schedule
+
+
+def contents(file: str) -> str:
+    try:
+        return sys.stdin.read() if file == "-" else Path(file).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise CommandError(f"{file} cannot be read: {error}.", returncode=WRONG) from error

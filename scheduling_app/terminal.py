@@ -1,0 +1,48 @@
+"""What the commands of the terminal share: who acts, which schedules are named, and how times are written."""
+
+import difflib
+import getpass
+from collections.abc import Sequence
+from datetime import datetime, tzinfo
+
+from django.contrib.auth import get_user_model
+from django.contrib.auth.hashers import make_password
+from django.contrib.auth.models import AbstractBaseUser
+from django.core.management import CommandError
+from django.db.models import QuerySet
+
+from scheduling_app.models import Schedule
+
+#: Exit codes besides 0: something was refused; the command was asked for what is not there, or what cannot be.
+REFUSED, WRONG = 1, 2
+#: Names among which close ones are looked for.
+SEARCHED = 10_000
+
+
+def account() -> AbstractBaseUser:
+    """Who stands in the history for what is done here: LOGIN@terminal, an account that nobody can log in with."""
+    try:
+        login = getpass.getuser()
+    except (KeyError, OSError):  # in a container whose user has no name
+        login = "nobody"
+    users = get_user_model()
+    name = {users.USERNAME_FIELD: f"{login}@terminal"}
+    unusable = {"is_active": False, "password": make_password(None)}
+    return users._default_manager.get_or_create(**name, defaults=unusable)[0]
+
+
+def named(names: Sequence[str], schedules: QuerySet[Schedule] | None = None) -> list[Schedule]:
+    """The schedules of these names, in their order. Raises CommandError where one is not there."""
+    schedules = Schedule.objects.all() if schedules is None else schedules
+    found = {schedule.name: schedule for schedule in schedules.filter(name__in=names)}
+    for name in names:
+        if name not in found:
+            close = difflib.get_close_matches(name, schedules.values_list("name", flat=True)[:SEARCHED])
+            hint = f" Did you mean {' or '.join(map(repr, close))}?" if close else " `schedules list` names them all."
+            raise CommandError(f"There is no schedule {name!r}.{hint}", returncode=WRONG)
+    return [found[name] for name in names]
+
+
+def shown(at: datetime | None, zone: tzinfo) -> str:
+    """A time in a zone, with its offset; in 25 characters."""
+    return f"{at.astimezone(zone).isoformat(' ', 'seconds') if at else '-':<25}"
