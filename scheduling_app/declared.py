@@ -17,11 +17,10 @@ from typing import Any
 
 from celery import Task
 from django.apps import apps
-from django.core.exceptions import ValidationError
 from django.utils import timezone
 
 from scheduling_app.models import Schedule
-from scheduling_app.signatures import at_fault
+from scheduling_app.rules import complaints
 from scheduling_app.triggers import TimingError, parse_every
 from tasks_app.exceptions import InvalidSubmission
 from tasks_app.models import dump_json
@@ -129,16 +128,8 @@ def _check(row: Schedule) -> None:
             dump_json(getattr(row, name))
         except InvalidSubmission as error:
             raise DeclarationError(row.name, name, str(error)) from error
-    if not isinstance(row.headers, dict):
-        raise DeclarationError(row.name, "headers", "are a dict.")
-    try:
-        row.clean_fields()
-    except ValidationError as error:
-        name, complaints = next(iter(error.message_dict.items()))
-        raise DeclarationError(row.name, name, " ".join(complaints)) from error
     row.created_at = timezone.now()  # an interval counts from it
-    row.timing()
-    if wrong := at_fault(row):
+    for wrong in complaints(row):
         raise DeclarationError(row.name, *wrong)
 
 
