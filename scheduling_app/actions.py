@@ -1,9 +1,12 @@
 """What people do to schedules, on the pages and in the admin alike: done and written to the history in one transaction.
 
-Each takes a queryset and the user, and returns in numbers what it did.
+Each takes what it acts on and the user, and returns what it did, in numbers where it is about several.
 """
 
 import contextlib
+from collections.abc import Iterable
+from itertools import chain, count
+from typing import Any
 
 from django.contrib.auth.models import AbstractBaseUser
 from django.db import transaction
@@ -11,7 +14,8 @@ from django.db.models import QuerySet, TextChoices
 from django.utils import timezone
 
 from scheduling_app import backfill, firing
-from scheduling_app.models import Schedule, ScheduleRun
+from scheduling_app.backfill import BackfillError, DueTime
+from scheduling_app.models import Backfill, Schedule, ScheduleRun
 from scheduling_app.triggers import TimingError
 from tasks_app.pages import log
 
@@ -24,8 +28,10 @@ class Missed(TextChoices):
     ALL = "all", "Run them all"
 
 
-#: How many are run by hand at once, at most.
+#: How many are run by hand, or copied, at once, at most.
 MOST_RUNS = 500
+#: What people say of a schedule; the rest is what schedulers write.
+_DEFINED = [each.attname for each in Schedule._meta.concrete_fields if each.editable and not each.primary_key]
 
 
 @transaction.atomic
@@ -38,7 +44,7 @@ def run_now(schedules: QuerySet[Schedule], user: AbstractBaseUser) -> str:
     for schedule, run in zip(chosen, runs, strict=True):
         log(user, [schedule], f"Run by hand: task {run.record_id}." if run.record_id else f"Not run: {run.detail}")
     refused = [run for run in runs if run.outcome != ScheduleRun.Outcome.FIRED]
-    said = f"{len(runs) - len(refused)} started{_which(chosen)}"
+    said = f"{len(runs) - len(refused)} started{'' if refused else _which(chosen)}"
     return said + "".join(f"; not {run.schedule.name}: {run.detail}" for run in refused[:3])
 
 
@@ -51,13 +57,72 @@ def resume(schedules: QuerySet[Schedule], user: AbstractBaseUser, missed: str = 
     """Fire them again, from their next times on. `missed`: which of the times since they were paused are to run now."""
     paused = list(schedules.filter(enabled=False)) if missed != Missed.NONE else []
     said = _set_enabled(schedules, user, True, "resumed")
-    begun = []
-    for schedule in paused:
-        with contextlib.suppress(TimingError):
-            only_latest, by = missed == Missed.LATEST, user.get_username()
-            begun.append(backfill.make_up_for(schedule, schedule.switched_at, timezone.now(), only_latest, by))
-    total = sum(each.total for each in begun if each)
+    total = sum(_make_up_for(schedule, user, only_latest=missed == Missed.LATEST) for schedule in paused)
     return f"{said} {total} missed {'time runs' if total == 1 else 'times run'} now." if paused else said
+
+
+def _make_up_for(schedule: Schedule, user: AbstractBaseUser, only_latest: bool) -> int:
+    begun = None
+    with contextlib.suppress(TimingError, BackfillError):
+        begun = backfill.make_up_for(
+            schedule, schedule.switched_at, timezone.now(), only_latest=only_latest, by=user.get_username()
+        )
+    if not begun:
+        return 0
+    log(user, [schedule], f"Backfill {begun.pk} started, of {begun.total} missed while it was paused.")
+    return begun.total
+
+
+@transaction.atomic
+def duplicate(schedules: QuerySet[Schedule], user: AbstractBaseUser) -> list[Schedule]:
+    """Copies of them, paused, each with a name of its own; what is declared in code is not so in its copy."""
+    copies = []
+    for schedule in schedules[:MOST_RUNS]:
+        defined = {name: getattr(schedule, name) for name in _DEFINED}
+        copies.append(Schedule.objects.create(**defined | {"name": _free_name(schedule.name), "enabled": False}))
+        log(user, copies[-1:], f"Copied from {schedule.name}.")
+    return copies
+
+
+def _free_name(name: str) -> str:
+    endings = chain([" (copy)"], (f" (copy {number})" for number in count(2)))
+    names = (f"{name[: 200 - len(ending)]}{ending}" for ending in endings)
+    return next(each for each in names if not Schedule.objects.filter(name=each).exists())
+
+
+@transaction.atomic
+def start_backfill(schedule: Schedule, times: Iterable[DueTime], user: AbstractBaseUser, **choices: Any) -> Backfill:
+    """Begin with the chosen ones of these times; `choices` as backfill.start takes them. Raises BackfillError."""
+    begun = backfill.start(schedule, times, by=user.get_username(), **choices)
+    which = begun.get_which_display().lower()
+    start, end = (f"{at:%Y-%m-%d %H:%M:%S} UTC" for at in (begun.start_at, begun.end_at))
+    log(user, [schedule], f"Backfill {begun.pk} started: {begun.total} due times from {start} to {end}, {which}.")
+    return begun
+
+
+@transaction.atomic
+def pause_backfill(begun: Backfill, user: AbstractBaseUser) -> str:
+    return _moved(begun, user, backfill.pause(Backfill.objects.filter(pk=begun.pk)), "paused", "what runs goes on")
+
+
+@transaction.atomic
+def resume_backfill(begun: Backfill, user: AbstractBaseUser) -> str:
+    return _moved(begun, user, backfill.resume(Backfill.objects.filter(pk=begun.pk)), "resumed", "its next times run")
+
+
+@transaction.atomic
+def cancel_backfill(begun: Backfill, user: AbstractBaseUser) -> str:
+    waiting = begun.runs.filter(outcome=ScheduleRun.Outcome.WAITING).count()
+    left = f"{waiting} {'time is' if waiting == 1 else 'times are'} left as {'it was' if waiting == 1 else 'they were'}"
+    return _moved(begun, user, backfill.cancel(begun), "cancelled", left)
+
+
+def _moved(begun: Backfill, user: AbstractBaseUser, changed: int, did: str, said: str) -> str:
+    if not changed:
+        begun.refresh_from_db(fields=["state"])
+        return f"Backfill {begun.pk} was not {did}: it is {begun.state}."
+    log(user, [begun.schedule], f"Backfill {begun.pk} {did}.")
+    return f"Backfill {begun.pk} {did}: {said}."
 
 
 @transaction.atomic

@@ -1,7 +1,5 @@
-import zoneinfo
-from functools import cache
-
 from django.contrib import admin, messages
+from django.contrib.admin.helpers import ACTION_CHECKBOX_NAME
 from django.contrib.admin.views.main import ChangeList
 from django.core.exceptions import PermissionDenied
 from django.db.models import Count, Q
@@ -13,12 +11,17 @@ from django.utils.decorators import method_decorator
 from django.views.decorators.http import require_http_methods
 
 from scheduling_app import actions
-from scheduling_app.forms import ScheduleForm, TimingForm
-from scheduling_app.models import Schedule, ScheduleRun
+from scheduling_app.calendars import CalendarAdmin
+from scheduling_app.fields import zones
+from scheduling_app.forms import PlanForm, ScheduleForm
+from scheduling_app.models import Calendar, Schedule, ScheduleRun
 from scheduling_app.outlook import STATE_WORDS, STATES, Outlook, outlooks, runs_of
+from scheduling_app.page_forms import ResumeForm
 
 #: Runs shown below a schedule's form; its own page has all of them.
 RUNS = 20
+#: Schedules that a question or an answer about many of them names.
+NAMED = 10
 
 
 class StateFilter(admin.SimpleListFilter):
@@ -51,22 +54,45 @@ def column(description: str, template: str, ordering: str | None = None):
     return cell
 
 
+admin.site.register(Calendar, CalendarAdmin)
+
+
 @admin.register(Schedule)
 class ScheduleAdmin(admin.ModelAdmin):
     """Here schedules are made and edited; what they did is on their own pages."""
 
     form = ScheduleForm
     fieldsets = [
-        ("What", {"fields": ["name", "enabled", "description", "task", "args", "kwargs", "queue", "priority"]}),
-        ("When", {"fields": ["kind", "cron", "every", "unit", "run_at", "timezone", "jitter", "start_at", "end_at"]}),
-        ("If something goes wrong", {"fields": ["catch_up", "misfire_grace_time", "max_instances", "expires_after"]}),
+        ("What", {"fields": ["name", "enabled", "description", "task", "args", "kwargs", "due_kwarg"]}),
+        (
+            "When",
+            {
+                "fields": [
+                    *("kind", "cron", "every", "unit", "run_at", "timezone", "jitter", "max_runs"),
+                    *("start_at", "end_at", "blackout", "blackout_action"),
+                ]
+            },
+        ),
+        (
+            "How it runs",
+            {"fields": ["queue", "priority", "expires_after", "soft_time_limit", "time_limit", "headers"]},
+        ),
+        (
+            "If something goes wrong",
+            {
+                "fields": [
+                    *("catch_up", "misfire_grace_time", "overlap", "max_instances"),
+                    *("max_retries", "retry_backoff", "pause_after_failures"),
+                ]
+            },
+        ),
     ]
     list_display = ["state", "name", "timing", "next_run", "last_run", "last_outcomes"]
     list_display_links = ["name"]
     list_filter = [StateFilter, "enabled", "kind", "task"]
     list_per_page = 50
     search_fields = ["name", "task", "description"]
-    actions = ["run_now", "pause", "resume"]
+    actions = ["run_now", "pause", "resume", "backfill", "duplicate"]
 
     state = column("State", "_state_cell.html")
     timing = column("When", "_words.html")
@@ -94,8 +120,9 @@ class ScheduleAdmin(admin.ModelAdmin):
         if not (self.has_view_permission(request) or self.has_add_permission(request)):
             raise PermissionDenied
         schedule = get_object_or_404(Schedule, pk=pk) if pk else None
-        form = TimingForm(request.POST or request.GET, instance=schedule)
-        return render(request, "scheduling_app/_preview.html", {"preview": form.preview()})
+        form = PlanForm(request.POST or request.GET, instance=schedule)
+        context = {"preview": form.preview(), "shows_sentences": True}
+        return render(request, "scheduling_app/_preview.html", context)
 
     def changelist_view(self, request, extra_context=None):
         if any("\x00" in value for value in request.GET.values()):  # no text in Postgres has one, and Django would ask
@@ -113,6 +140,11 @@ class ScheduleAdmin(admin.ModelAdmin):
             extra_context = (extra_context or {}) | {"row": Outlook(schedule), "runs": runs_of(schedule, RUNS)}
         return super().change_view(request, object_id, form_url, extra_context)
 
+    def save_model(self, request, obj, form, change):
+        """A schedule that paused itself while its form was open stays paused, unless the form is about that."""
+        kept = {"enabled"} - set(form.changed_data)
+        obj.save(update_fields=[name for name in form.fields if name not in kept] if change else None)
+
     def get_deleted_objects(self, objs, request):
         """In numbers: an old schedule has more runs than a page can list."""
         runs = ScheduleRun.objects.filter(schedule__in=[schedule.pk for schedule in objs]).aggregate(n=Count("pk"))["n"]
@@ -129,10 +161,34 @@ class ScheduleAdmin(admin.ModelAdmin):
 
     @admin.action(description="Resume", permissions=["change"])
     def resume(self, request, schedules):
-        messages.success(request, actions.resume(schedules, request.user))
+        """Asks what becomes of the times missed meanwhile, and then does it."""
+        form, paused = ResumeForm(request.POST if "missed" in request.POST else None), schedules.filter(enabled=False)
+        if form.is_valid() or not paused.exists():
+            missed = form.cleaned_data["missed"] if form.is_valid() else actions.Missed.NONE
+            messages.success(request, actions.resume(schedules, request.user, missed))
+            return None
+        context = self.admin_site.each_context(request) | {
+            "title": "Resume",
+            "form": form,
+            "total": paused.count(),
+            "schedules": [schedule.name for schedule in paused[:NAMED]],
+            "selected": request.POST.getlist(ACTION_CHECKBOX_NAME),
+            "select_across": request.POST.get("select_across", "0"),
+        }
+        return render(request, "admin/scheduling_app/schedule/resume.html", context)
 
+    @admin.action(description="Backfill", permissions=["change"])
+    def backfill(self, request, schedules):
+        chosen = list(schedules[:2])
+        if len(chosen) == 1:
+            return redirect("schedules:backfill_choose", chosen[0].pk)
+        messages.error(request, "Choose one schedule: a backfill is of one.")
+        return None
 
-@cache
-def zones() -> list[str]:
-    """The time zones that the form proposes."""
-    return sorted(zoneinfo.available_timezones() - {"localtime", "Factory"})
+    @admin.action(description="Duplicate, paused", permissions=["add"])
+    def duplicate(self, request, schedules):
+        copies = actions.duplicate(schedules, request.user)
+        messages.success(request, f"{len(copies)} copied, paused: {', '.join(each.name for each in copies[:NAMED])}.")
+        if len(copies) == 1 and self.has_change_permission(request):
+            return redirect("admin:scheduling_app_schedule_change", copies[0].pk)
+        return None

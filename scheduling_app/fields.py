@@ -3,12 +3,15 @@
 import json
 import math
 import re
-from datetime import datetime
+import zoneinfo
+from datetime import UTC, datetime, tzinfo
+from functools import cache
 
 from django import forms
 from django.core.exceptions import ValidationError
 from django.utils.dateparse import parse_datetime
 
+from scheduling_app import clocks
 from tasks_app.models import printable
 
 #: How deep arguments may nest: whatever encodes them later does so with a deeper stack than a form's.
@@ -34,6 +37,8 @@ class ArgumentsField(forms.CharField):
         self.shape = shape
 
     def to_python(self, value):
+        if isinstance(value, self.shape):  # what a field holds that cannot be edited
+            return value
         text = super().to_python(value) or ""
         if not text.strip():
             return self.shape()
@@ -49,13 +54,16 @@ class ArgumentsField(forms.CharField):
         return parsed
 
     def clean(self, value):
-        self.run_validators(value or "")  # the length and NUL are those of the text
+        if not isinstance(value, self.shape):
+            self.run_validators(value or "")  # the length and NUL are those of the text
         return self.to_python(value)
 
     def prepare_value(self, value):
         return value if isinstance(value, str) else printable(json.dumps(value, ensure_ascii=False))
 
     def has_changed(self, initial, data):
+        if self.disabled:
+            return False
         try:
             return json.dumps(self.to_python(data)) != json.dumps(initial)  # where 1, 1.0 and true are not equal
         except ValidationError:
@@ -82,6 +90,30 @@ class WallTimeField(forms.DateTimeField):
         if not 1970 <= moment.year < 9999:
             raise ValidationError("The year must be between 1970 and 9998.", code="invalid")
         return moment
+
+
+@cache
+def zones() -> list[str]:
+    """The time zones that forms propose."""
+    return sorted(zoneinfo.available_timezones() - {"localtime", "Factory"})
+
+
+def wall(moment: datetime, zone: str) -> datetime:
+    """What the clocks of a zone show at a moment, to the second."""
+    try:
+        return moment.astimezone(clocks.zone(zone)).replace(tzinfo=None, microsecond=0)
+    except clocks.TimingError:  # written by SQL; the form says so at the field
+        return moment.replace(tzinfo=None, microsecond=0)
+
+
+def placed(moment: datetime, zone: tzinfo) -> datetime:
+    """A wall time in its zone; one that was sent with an offset keeps that. Raises ValidationError."""
+    if moment.tzinfo:
+        return moment
+    found = moment.replace(tzinfo=zone)
+    if found.astimezone(UTC).astimezone(zone).replace(tzinfo=None) != moment:
+        raise ValidationError(f"{moment:%H:%M} does not exist on that day in {zone}: the clocks go forward over it.")
+    return found
 
 
 def _check_tokens(text: str) -> None:

@@ -1,30 +1,33 @@
 """The forms of a schedule: what could not run, or not as meant, is refused here, with the field named.
 
-Fields that belong to another kind of timing are cleared, whatever they hold: a form that hides them must not fail
-because of them. Times are typed as the clocks of the schedule's own zone show them.
+Fields that do not apply, those of another kind of timing among them, are cleared, whatever they hold: a form that hides
+them must not fail because of them. Times are typed as the clocks of the schedule's own zone show them.
 """
 
-from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime, tzinfo
+from copy import copy
+from datetime import datetime, tzinfo
 
 from celery import current_app
 from django import forms
 from django.conf import settings
 from django.core.exceptions import ValidationError
+from django.urls import reverse
 from django.utils import timezone
 from django.utils.html import format_html
 
 from scheduling_app import clocks
-from scheduling_app.fields import ArgumentsField, WallTimeField
-from scheduling_app.models import Schedule, default_timezone
-from scheduling_app.outlook import STATE_WORDS, Preview, upcoming
-from scheduling_app.signatures import misfit, parameters_of, registered_tasks
+from scheduling_app.fields import ArgumentsField, WallTimeField, placed, wall
+from scheduling_app.models import Calendar, Schedule, default_timezone
+from scheduling_app.preview import TIMING, Preview, label_of, preview_of
+from scheduling_app.rules import MOST_JITTER, own_headers
+from scheduling_app.sentences import sentences
+from scheduling_app.signatures import arguments_of, misfit, parameters_of, registered_tasks
 from scheduling_app.triggers import Timing, TimingError
+from tasks_app.execution import LONGEST_BACKOFF
 
 Kind = Schedule.Kind
 
-TIMING = ("kind", "cron", "every", "unit", "run_at", "timezone", "start_at", "end_at")
-#: Of these, the ones that only some kinds have; what they are without.
+#: The fields that only some kinds of timing have.
 KINDS_OF = {
     "cron": [Kind.CRON],
     "every": [Kind.INTERVAL],
@@ -32,48 +35,70 @@ KINDS_OF = {
     "run_at": [Kind.DATE],
     "start_at": [Kind.CRON, Kind.INTERVAL],
     "end_at": [Kind.CRON, Kind.INTERVAL],
+    "max_runs": [Kind.CRON, Kind.INTERVAL],
 }
-CLEARED = {"cron": "", "unit": Schedule.Unit.MINUTES}
-#: How many coming times are previewed.
-PREVIEWED = 10
-#: Seconds in a day: more jitter than that is a mistake.
-MOST_JITTER = 86_400
+#: What a field holds that does not apply; any other None.
+CLEARED = {
+    "cron": "",
+    "unit": Schedule.Unit.MINUTES,
+    "max_instances": 1,
+    "blackout_action": Schedule.BlackoutAction.SKIP,
+}
+#: The rest of what the preview tells about.
+POLICIES = (
+    *("due_kwarg", "jitter", "max_runs", "blackout", "blackout_action"),
+    *("expires_after", "soft_time_limit", "time_limit"),
+    *("catch_up", "misfire_grace_time", "overlap", "max_instances"),
+    *("max_retries", "retry_backoff", "pause_after_failures"),
+)
 
 
-class TimingForm(forms.ModelForm):
-    """When a schedule fires. Once valid, `timing` is what the schedulers go by."""
+def number(**kwargs) -> forms.IntegerField:
+    """A field of a whole number, or blank."""
+    return forms.IntegerField(**{"required": False, "min_value": 1, **kwargs})
 
-    run_at = WallTimeField(required=False, help_text="In the time zone below.")
+
+class PlanForm(forms.ModelForm):
+    """When a schedule fires, and by which policies. Once valid, `timing` is what the schedulers go by."""
+
+    run_at = WallTimeField(required=False, help_text="In its time zone.")
     timezone = forms.CharField(
-        label="Time zone",
         max_length=64,
         initial=default_timezone,
-        help_text="Whose clocks it goes by, such as Europe/Berlin.",
+        help_text="Such as Europe/Berlin.",
         widget=forms.TextInput(attrs={"list": "zones", "spellcheck": "false", "autocomplete": "off"}),
     )
-    start_at = WallTimeField(
-        label="From", required=False, help_text="Not before; an interval counts from it. In the time zone."
-    )
-    end_at = WallTimeField(label="Until", required=False, help_text="Not after. In the time zone.")
-    jitter = forms.IntegerField(
-        required=False,
-        min_value=0,
-        max_value=MOST_JITTER,
-        initial=0,
-        help_text="Seconds: each run starts up to this much later.",
-    )
+    start_at = WallTimeField(required=False, help_text="An interval counts from it.")
+    end_at = WallTimeField(required=False, help_text="Both in its time zone.")
+    jitter = number(min_value=0, max_value=MOST_JITTER, initial=0, help_text="Seconds later, at most.")
+    max_runs = number(help_text="Blank: no end.")
+    blackout = forms.ModelChoiceField(Calendar.objects, required=False, empty_label="Any time is fine")
+    blackout_action = forms.ChoiceField(choices=Schedule.BlackoutAction, required=False)
+    expires_after = number(help_text="Seconds.")
+    soft_time_limit = number(help_text="Seconds.")
+    time_limit = number(help_text="Seconds.")
+    misfire_grace_time = number(initial=3600, help_text="Seconds. Blank: any.")
+    max_instances = number(initial=1)
+    max_retries = number(help_text="Blank: as its task does.")
+    retry_backoff = number(min_value=0, max_value=LONGEST_BACKOFF, help_text="Seconds.")
+    pause_after_failures = number(help_text="In a row. Blank: never.")
 
     class Meta:
         model = Schedule
-        fields = [*TIMING, "jitter"]
+        fields = [*TIMING, *POLICIES]
         widgets = {
             "kind": forms.RadioSelect,
             "cron": forms.TextInput(
                 attrs={"spellcheck": "false", "autocomplete": "off", "placeholder": "0 9 * * mon-fri"}
             ),
+            "due_kwarg": forms.TextInput(
+                attrs={"spellcheck": "false", "autocomplete": "off", "placeholder": "scheduled_for"}
+            ),
         }
         help_texts = {
             "cron": "Minute, hour, day of month, month, day of week (0 and 7 are Sunday). Six fields: seconds first.",
+            "due_kwarg": "The argument by which the task is given its due time.",
+            "catch_up": "Of those that passed while no scheduler ran.",
         }
 
     def __init__(self, *args, now: datetime | None = None, **kwargs):
@@ -81,32 +106,40 @@ class TimingForm(forms.ModelForm):
         self.now = now or timezone.now()
         self.timing: Timing | None = None
         for name, field in self.fields.items():
+            field.label = label_of(name)
+            field.disabled = bool(self.instance.owner) and name != "enabled"
             if isinstance(field, WallTimeField) and isinstance(self.initial.get(name), datetime):
-                self.initial[name] = _wall(self.initial[name], self.initial["timezone"])
+                self.initial[name] = wall(self.initial[name], self.initial["timezone"])
 
     @property
     def timing_changed(self) -> bool:
         return self.instance.pk is None or not set(TIMING).isdisjoint(self.changed_data)
 
     def preview(self) -> Preview:
-        """The coming times of what the form now says, or of what it was opened with."""
-        errors: Mapping[str, Sequence] = self.errors
-        timing, jitter = self.timing, self.instance.jitter
-        if self.is_bound:
-            jitter = self.cleaned_data.get("jitter", 0)
-        elif self.instance.pk:
-            try:
-                timing = self.instance.timing()
-            except TimingError as error:
-                errors = {error.field: [str(error)]}
-        named = [name for name in (*TIMING, "jitter") if name in errors]
-        if named or timing is None:
-            return Preview(complaints=[(str(self[name].label), str(said)) for name in named for said in errors[name]])
-        times = upcoming(timing, self.now, PREVIEWED, key=self.instance.pk, jitter=jitter)
-        return Preview(timing, times, jitter)
+        """What a schedule would do as the form now says, or of what it was opened with."""
+        shown = [name for name in (*TIMING, *POLICIES) if name in self.errors]
+        errors = {name: [str(each) for each in self.errors[name]] for name in shown}
+        schedule = copy(self.instance)  # which has what is valid
+        if not schedule.pk:
+            if not self.is_bound:
+                return Preview(sentences=sentences(schedule))
+            schedule.created_at = self.now
+        return preview_of(schedule, self.now, errors)
 
     def clean_jitter(self) -> int:
         return self.cleaned_data["jitter"] or 0
+
+    def clean_max_instances(self) -> int:
+        return self.cleaned_data["max_instances"] or 1
+
+    def clean_blackout_action(self) -> str:
+        return self.cleaned_data["blackout_action"] or Schedule.BlackoutAction.SKIP
+
+    def clean_due_kwarg(self) -> str:
+        name = self.cleaned_data["due_kwarg"]
+        if name and not name.isidentifier():
+            raise ValidationError("Write the name of an argument, such as scheduled_for.")
+        return name
 
     def _get_validation_exclusions(self):
         # That a kind has what it needs is said here at the field; the model's constraint would say it once more.
@@ -114,18 +147,28 @@ class TimingForm(forms.ModelForm):
 
     def clean(self):
         super().clean()
-        if kind := self.cleaned_data.get("kind"):
-            self._clear_other_kinds(kind)
+        self._clear_what_does_not_apply()
+        soft, hard = self.cleaned_data.get("soft_time_limit"), self.cleaned_data.get("time_limit")
+        if soft and hard and soft >= hard:
+            self.add_error("soft_time_limit", f"Must be below the time limit, {hard} s: at that the run is killed.")
+        if self.cleaned_data.get("kind"):
             self._place_times()
             if self.errors.keys().isdisjoint(TIMING):
                 self._clean_timing()
         return self.cleaned_data
 
-    def _clear_other_kinds(self, kind: str) -> None:
-        for name, kinds in KINDS_OF.items():
-            if kind not in kinds:
-                self.errors.pop(name, None)
-                self.cleaned_data[name] = CLEARED.get(name)
+    def _clear_what_does_not_apply(self) -> None:
+        given = self.cleaned_data
+        cleared = [name for name, kinds in KINDS_OF.items() if given.get("kind") and given["kind"] not in kinds]
+        if given.get("overlap") == Schedule.Overlap.ALLOW:
+            cleared.append("max_instances")
+        if "blackout" in given and given["blackout"] is None:
+            cleared.append("blackout_action")
+        if "max_retries" in given and not given["max_retries"]:
+            cleared.append("retry_backoff")
+        for name in cleared:
+            self.errors.pop(name, None)
+            given[name] = CLEARED.get(name)
 
     def _place_times(self) -> None:
         """Give the typed wall times their zone."""
@@ -148,11 +191,7 @@ class TimingForm(forms.ModelForm):
         # What was not touched stays exact: a form shows neither microseconds nor the pass of a repeated hour.
         if self.instance.pk and {name, "timezone"}.isdisjoint(self.changed_data):
             return getattr(self.instance, name)
-        wall = self.cleaned_data[name]
-        placed = wall if wall.tzinfo else wall.replace(tzinfo=zone)
-        if not wall.tzinfo and placed.astimezone(UTC).astimezone(zone).replace(tzinfo=None) != wall:
-            raise ValidationError(f"{wall:%H:%M} does not exist on that day in {zone}: the clocks go forward over it.")
-        return placed
+        return placed(self.cleaned_data[name], zone)
 
     def _clean_timing(self) -> None:
         schedule = Schedule(**{name: self.cleaned_data[name] for name in TIMING})
@@ -166,54 +205,39 @@ class TimingForm(forms.ModelForm):
             self.add_error(error.field, str(error))
 
 
-class ScheduleForm(TimingForm):
-    """All of a schedule, as people define it."""
+class ScheduleForm(PlanForm):
+    """All of a schedule, as people define it. One that is declared in code can be switched on and off here, no more."""
 
     task = forms.ChoiceField()
-    args = ArgumentsField(list, label="Arguments", help_text="A JSON list, in the order of the task's parameters.")
-    kwargs = ArgumentsField(dict, label="Keyword arguments", help_text="A JSON object, by the parameters' names.")
+    args = ArgumentsField(list, help_text="A JSON list.")
+    kwargs = ArgumentsField(dict, help_text="A JSON object.")
+    headers = ArgumentsField(dict, help_text="A JSON object: headers of the message, besides Celery's own.")
     queue = forms.ChoiceField(required=False)
     priority = forms.IntegerField(required=False, min_value=0, max_value=9)
-    expires_after = forms.IntegerField(
-        required=False, min_value=1, help_text="Seconds that a run may wait for a worker; then it is revoked."
-    )
-    misfire_grace_time = forms.IntegerField(
-        label="Late by at most",
-        required=False,
-        min_value=1,
-        initial=3600,
-        help_text="Seconds; a time missed by more is recorded, not run. Blank: any.",
-    )
-    max_instances = forms.IntegerField(
-        label="Unfinished at most",
-        required=False,
-        min_value=1,
-        help_text="Runs; with so many unfinished, the next is skipped. Blank: any.",
-    )
 
-    class Meta(TimingForm.Meta):
-        fields = [
-            *("name", "description", "task", "args", "kwargs", "queue", "priority", "enabled"),
-            *TimingForm.Meta.fields,
-            *("catch_up", "misfire_grace_time", "max_instances", "expires_after"),
-        ]
-        widgets = TimingForm.Meta.widgets | {"description": forms.Textarea(attrs={"rows": 1})}
-        labels = {"enabled": "On", "catch_up": "After missed times"}
-        help_texts = TimingForm.Meta.help_texts | {"catch_up": "Times that passed while no scheduler ran."}
+    class Meta(PlanForm.Meta):
+        what = ("name", "description", "task", "args", "kwargs", "headers", "queue", "priority", "enabled")
+        fields = [*what, *PlanForm.Meta.fields]
+        widgets = PlanForm.Meta.widgets | {"description": forms.Textarea(attrs={"rows": 1})}
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
         self._offer_tasks(self.initial.get("task"))
         self._offer_queues(self.initial.get("queue"))
         default = current_app.conf.task_default_priority
-        self.fields["priority"].help_text = f"0 is the most urgent, 9 the least. Blank: {default}."
+        self.fields["priority"].help_text = f"0 is most urgent, 9 least. Blank: {default}."
+        self.fields["enabled"].show_hidden_initial = True  # what it was when the form was opened: see the admin's save
+        self.fields["blackout"].help_text = format_html(
+            'A <a href="{}" target="_blank">calendar</a> of when it is not to run.',
+            reverse("admin:scheduling_app_calendar_changelist"),
+        )
 
     def _offer_tasks(self, stored: str | None) -> None:
         choices = [(name, f"{name}{parameters_of(task)}") for name, task in registered_tasks().items()]
         if stored and stored not in dict(choices):
             choices.append((stored, f"{stored} (not registered)"))
             self.fields["task"].help_text = format_html(
-                '<strong class="schedule-warning">⚠ No task {} is registered now: what is fired would fail.</strong> '
+                '<strong class="schedule-warning">⚠ No task {} is registered now: its times are skipped.</strong> '
                 "Is its app in INSTALLED_APPS or EXTRA_APPS?",
                 stored,
             )
@@ -230,36 +254,33 @@ class ScheduleForm(TimingForm):
 
     def _get_validation_exclusions(self):
         # A TextField's own cleaning would make Python's repr of a list.
-        return super()._get_validation_exclusions() | {"args", "kwargs"}
+        return super()._get_validation_exclusions() | {"args", "kwargs", "headers"}
+
+    def clean_headers(self) -> dict:
+        headers = self.cleaned_data["headers"]
+        if taken := sorted(own_headers() & headers.keys()):
+            raise ValidationError(f"{', '.join(taken)}: set by Celery or the console itself. Use another name.")
+        return headers
 
     def clean(self):
         super().clean()
-        call = [self.cleaned_data[name] for name in ("task", "args", "kwargs") if name in self.cleaned_data]
-        if len(call) == 3 and (complaint := misfit(*call)):
-            self.add_error(*complaint)
+        if not self.instance.owner:
+            self._check_call()
         if self.timing and self.timing_changed and self.timing.next_after(self.now) is None:
             at = next(name for name in ("run_at", "end_at", "start_at", "kind") if self.cleaned_data[name])
             self.add_error(at, "past: it would not run")
         return self.cleaned_data
 
-
-def _wall(moment: datetime, zone: str) -> datetime:
-    try:
-        return moment.astimezone(clocks.zone(zone)).replace(tzinfo=None, microsecond=0)
-    except TimingError:  # written by SQL; the form says so at the field
-        return moment.replace(tzinfo=None, microsecond=0)
-
-
-class ScheduleFilter(forms.Form):
-    """What of the list is asked for, in its address: text, state, and the name that the page starts after or before."""
-
-    q = forms.CharField(required=False, max_length=200)
-    state = forms.ChoiceField(required=False, choices=STATE_WORDS.items())
-    after = forms.CharField(required=False, max_length=200, strip=False)
-    before = forms.CharField(required=False, max_length=200, strip=False)
-
-
-class RunFilter(forms.Form):
-    """Which of a schedule's runs are asked for: those due before a time."""
-
-    before = forms.DateTimeField(required=False)
+    def _check_call(self) -> None:
+        """The arguments, the due time among them, against what the task takes."""
+        if not {"task", "args", "kwargs", "due_kwarg"} <= self.cleaned_data.keys():
+            return
+        task, args, kwargs, due = (self.cleaned_data[name] for name in ("task", "args", "kwargs", "due_kwarg"))
+        if due in kwargs:
+            self.add_error("due_kwarg", f"{due} is one of the keyword arguments already.")
+            return
+        complaint = misfit(task, *arguments_of(Schedule(args=args, kwargs=kwargs, due_kwarg=due), self.now))
+        if complaint and due and misfit(task, args, kwargs) is None:
+            complaint = ("due_kwarg", complaint[1])
+        if complaint:
+            self.add_error(*complaint)

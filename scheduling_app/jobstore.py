@@ -15,7 +15,7 @@ from typing import Any
 from apscheduler.job import Job
 from apscheduler.jobstores.base import BaseJobStore, ConflictingIdError, JobLookupError
 from celery import Task, current_app
-from django.db import DatabaseError, IntegrityError, connections
+from django.db import Error, IntegrityError, connections
 
 from scheduling_app.firing import fire_due, next_wake_up, plan_changed
 from scheduling_app.models import Schedule
@@ -29,7 +29,8 @@ POLL, BACK_OFF = timedelta(seconds=30), timedelta(seconds=1)
 #: Schedules fired in one transaction; and seconds of such transactions before their messages go out, well within the
 #: grace that the relay leaves for that.
 BATCH, PASS = 500, 1.0
-
+#: Between looks at what is due, and what another scheduler holds.
+HELD = timedelta(seconds=0.1)
 
 #: Where APScheduler must be told a number, and the largest that the column holds.
 UNLIMITED, MOST_INSTANCES = 1_000_000, 32_767
@@ -38,18 +39,18 @@ UNLIMITED, MOST_INSTANCES = 1_000_000, 32_767
 class ScheduleJobStore(BaseJobStore):
     def __init__(self):
         super().__init__()
-        self._away = False
+        self._away = self._is_busy = False
 
     def get_due_jobs(self, now: datetime) -> list[Job]:
         try:
-            plan_changed()
+            done = plan_changed()
             with current_app.publisher.at_the_end():
                 give_up_at = time.monotonic() + PASS
-                while fire_due(BATCH) == BATCH and time.monotonic() < give_up_at:
-                    pass
-                release_waiting()
-            self._away = False
-        except DatabaseError as error:
+                while (fired := fire_due(BATCH)) == BATCH and time.monotonic() < give_up_at:
+                    done += fired
+                done += fired + release_waiting()
+            self._away, self._is_busy = False, done > 0
+        except Exception as error:
             self._lost(error)
         return []
 
@@ -59,10 +60,14 @@ class ScheduleJobStore(BaseJobStore):
         if self._away:
             return now + BACK_OFF
         try:
-            return min(at for at in (next_wake_up(), next_look(), now + POLL) if at)
-        except DatabaseError as error:
+            at = min(at for at in (next_wake_up(), next_look(), now + POLL) if at)
+        except Exception as error:
             self._lost(error)
             return now + BACK_OFF
+        if self._is_busy or at > now:
+            return at
+        # Another scheduler holds what is due: look again, after as long as it is late by now.
+        return now + min(now - at, HELD)
 
     def lookup_job(self, job_id: str) -> Job | None:
         schedule = Schedule.objects.filter(name=job_id).first()
@@ -116,7 +121,9 @@ class ScheduleJobStore(BaseJobStore):
         return job
 
     def _lost(self, error: Exception) -> None:
-        if not self._away:
+        if not isinstance(error, Error):  # a scheduler that is not there is worse than one that repeats itself
+            logger.exception("A look at what is due failed; it is repeated.")
+        elif not self._away:
             logger.warning("Scheduler waits for the database: %s", str(error).strip())
         self._away = True
         connections.close_all()

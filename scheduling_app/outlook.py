@@ -1,7 +1,4 @@
-"""What a schedule is up to, for whoever looks at it: its state in a word, what comes, what became of the last times.
-
-The coming times are those that fire: from the timing that schedulers go by, with the jitter that they add.
-"""
+"""What a schedule is up to, for whoever looks at it: its state in a word, and what became of its times."""
 
 import json
 from collections.abc import Iterable, Sequence
@@ -16,9 +13,9 @@ from django.db.models import F, OuterRef, Q
 from django.db.models.functions import JSONObject
 from django.utils import timezone
 
-from scheduling_app.models import Schedule, ScheduleRun
+from scheduling_app.models import Backfill, Schedule, ScheduleRun
 from scheduling_app.policies import PUNCTUAL
-from scheduling_app.triggers import PreviewTime, Timing, TimingError, jittered, preview
+from scheduling_app.triggers import TimingError
 from tasks_app.models import TaskRecord, printable
 
 _RUN = (
@@ -27,6 +24,7 @@ _RUN = (
     "outcome",
     "reason",
     "detail",
+    "backfill_id",
     "record_id",
     "record__state",
     "record__eta",
@@ -54,7 +52,8 @@ class Mark:
     """What became of one due time."""
 
     scheduled_for: datetime
-    fired_at: datetime
+    #: When it was decided about: fired or skipped.
+    fired_at: datetime | None
     #: Where its task is, in the words of TaskRecord.phase; "skipped" where none was made, "waiting" where one will be,
     #: "fired" where it was deleted.
     phase: str
@@ -65,18 +64,23 @@ class Mark:
     @classmethod
     def of(cls, run: dict) -> Self:
         """From the fields in _RUN, from JSON or not."""
+        waits = run["outcome"] == ScheduleRun.Outcome.WAITING
         return cls(
             scheduled_for=_moment(run["scheduled_for"]),
-            fired_at=_moment(run["fired_at"]),
+            fired_at=None if waits else _moment(run["fired_at"]),
             phase=_phase(run),
-            reason=ScheduleRun.Reason(run["reason"]).label,
+            reason=_waits_for(run) if waits else ScheduleRun.Reason(run["reason"]).label,
             detail=run["detail"],
             task_id=run["record_id"],
         )
 
     @property
-    def late(self) -> timedelta:
-        return self.fired_at - self.scheduled_for
+    def is_fired(self) -> bool:
+        return self.phase not in (ScheduleRun.Outcome.SKIPPED, ScheduleRun.Outcome.WAITING)
+
+    @property
+    def late(self) -> timedelta | None:
+        return self.fired_at - self.scheduled_for if self.fired_at else None
 
 
 class Outlook:
@@ -113,8 +117,9 @@ class Outlook:
 
     @property
     def arguments(self) -> list[tuple[str, str, int]]:
-        """What its task is given: a name, the JSON, and how many characters of that were cut off."""
-        given = {"Arguments": self.schedule.args, "Keyword arguments": self.schedule.kwargs}
+        """What its task and its message are given: a name, the JSON, and how many characters of that were cut off."""
+        schedule = self.schedule
+        given = {"Arguments": schedule.args, "Keyword arguments": schedule.kwargs, "Headers": schedule.headers}
         texts = {name: printable(json.dumps(value, ensure_ascii=False)) for name, value in given.items() if value}
         return [(name, text[:SHOWN], max(len(text) - SHOWN, 0)) for name, text in texts.items()]
 
@@ -133,41 +138,7 @@ class Outlook:
     @property
     def last_run_at(self) -> datetime | None:
         """When it was last acted on, by hand or by a scheduler."""
-        return max((mark.fired_at for mark in self.marks), default=self.schedule.last_fire_at)
-
-
-@dataclass(frozen=True)
-class Upcoming:
-    """A coming time: when it is due, what the clocks do to it, and where jitter puts its start (None: not known)."""
-
-    due: PreviewTime
-    starts_at: datetime | None
-
-
-def upcoming(timing: Timing, now: datetime, count: int, *, key: int | None, jitter: int = 0) -> list[Upcoming]:
-    """The next `count` times after `now`; `key` is the schedule's primary key, None before it has one."""
-    times = preview(timing, now, count + 1)
-    following = [*(time.at for time in times[1:]), None][: len(times)]
-    starts = [
-        None if key is None else jittered(key, time.at, jitter, after).astimezone(time.local.tzinfo)
-        for time, after in zip(times, following, strict=True)
-    ]
-    return [Upcoming(time, start) for time, start in zip(times[:count], starts, strict=False)]
-
-
-@dataclass(frozen=True)
-class Preview:
-    """What a timing means: words and coming times, or what is wrong with it, as (label of the field, complaint)."""
-
-    timing: Timing | None = None
-    times: Sequence[Upcoming] = ()
-    jitter: int = 0
-    complaints: Sequence[tuple[str, str]] = ()
-
-    @property
-    def clock(self) -> str:
-        """Django's format of a time of day: with seconds where they matter."""
-        return "H:i:s" if any(time.due.at.second for time in self.times) else "H:i"
+        return max((mark.fired_at for mark in self.marks if mark.fired_at), default=self.schedule.last_fire_at)
 
 
 def outlooks(schedules: Iterable[Schedule]) -> list[Outlook]:
@@ -182,9 +153,9 @@ def outlooks(schedules: Iterable[Schedule]) -> list[Outlook]:
     return [Outlook(schedule, marks.get(schedule.pk, ())) for schedule in schedules]
 
 
-def runs_of(schedule: Schedule, count: int, before: datetime | None = None) -> list[Mark]:
-    """Its runs, the newest first, of due times earlier than `before`."""
-    runs = schedule.runs.filter(scheduled_for__lt=before) if before else schedule.runs.all()
+def runs_of(source: Schedule | Backfill, count: int, before: datetime | None = None) -> list[Mark]:
+    """The runs of a schedule or of a backfill, the newest first, of due times earlier than `before`."""
+    runs = source.runs.filter(scheduled_for__lt=before) if before else source.runs.all()
     return [Mark.of(run) for run in runs.order_by("-scheduled_for").values(*_RUN)[:count]]
 
 
@@ -192,6 +163,13 @@ def marks_between(schedule: Schedule, start: datetime, end: datetime) -> list[Ma
     """Its runs of the due times from `start` to `end`, the oldest first."""
     runs = schedule.runs.filter(scheduled_for__gte=start, scheduled_for__lte=end)
     return [Mark.of(run) for run in runs.order_by("scheduled_for").values(*_RUN)]
+
+
+def _waits_for(run: dict) -> str:
+    if run["backfill_id"] is None:
+        return "until an earlier run has ended"
+    reason = ScheduleRun.Reason(run["reason"])
+    return "for its turn in a backfill" + ("" if reason == reason.BACKFILL else f"; before: {reason.label}")
 
 
 def _phase(run: dict) -> str:

@@ -1,47 +1,60 @@
 """What a schedule's policies will do, in a sentence each: in the form, while one types, and on its page."""
 
 from datetime import timedelta
+from typing import NamedTuple
 
 from scheduling_app.models import Schedule
 
 CatchUp, Overlap = Schedule.CatchUp, Schedule.Overlap
 
 
-def sentences(schedule: Schedule) -> list[tuple[str, str]]:
-    """(the name of the policy, what it will do)."""
+class Sentence(NamedTuple):
+    """What a policy will do, and which of the schedule's fields say so."""
+
+    name: str
+    text: str
+    fields: tuple[str, ...]
+
+
+def sentences(schedule: Schedule) -> list[Sentence]:
+    """Of the policies that always say something, and of those that the schedule has."""
     found = [
-        ("Missed times", _missed(schedule)),
-        ("Overlap", _overlap(schedule)),
-        ("Expiry", _expiry(schedule)),
+        Sentence("Missed times", _missed(schedule), ("catch_up", "misfire_grace_time")),
+        Sentence("Overlap", _overlap(schedule), ("overlap", "max_instances")),
+        Sentence("Expiry", _expiry(schedule), ("expires_after", "misfire_grace_time")),
     ]
+    if limits := _limits(schedule):
+        found.append(Sentence("Time limits", limits, ("soft_time_limit", "time_limit")))
+    if schedule.max_retries:
+        found.append(Sentence("Retries", _retries(schedule, schedule.max_retries), ("max_retries", "retry_backoff")))
     if schedule.pause_after_failures:
         times = schedule.pause_after_failures
-        which = "When its last run failed" if times == 1 else f"When its last {times} runs all failed"
-        found.append(("Failures", f"{which}, it pauses itself and says so."))
-    if schedule.max_retries:
-        pause = schedule.retry_backoff
-        wait = f"after {_span(pause)}, then twice as long each time" if pause else "at once"
-        found.append(("Retries", f"A run that fails is repeated up to {_times(schedule.max_retries)}, {wait}."))
+        which = "When its last run has failed" if times == 1 else f"When its last {times} runs have all failed"
+        text = f"{which}, it pauses itself at its next time, and says why."
+        found.append(Sentence("Failures", text, ("pause_after_failures",)))
     if schedule.blackout is not None:
         moved = schedule.blackout_action == Schedule.BlackoutAction.DEFER
-        what = "starts when the window ends" if moved else "is skipped"
-        found.append(("Blackout", f"A time within a window of {schedule.blackout} {what}."))
+        what = "runs when the window ends" if moved else "is skipped"
+        text = f"A time within a window of the calendar {schedule.blackout} {what}."
+        found.append(Sentence("Blackout", text, ("blackout", "blackout_action")))
     if schedule.max_runs:
-        found.append(("End", f"It is finished when it has fired {_times(schedule.max_runs)}."))
+        text = f"It is finished when it has fired {_times(schedule.max_runs)}; runs by hand do not count."
+        found.append(Sentence("End", text, ("max_runs",)))
+    if schedule.due_kwarg:
+        text = f"Its task is given the due time as {schedule.due_kwarg}, such as 2026-03-01T09:00:00+00:00."
+        found.append(Sentence("Due time", text, ("due_kwarg",)))
     return found
 
 
 def _missed(schedule: Schedule) -> str:
     grace = schedule.misfire_grace_time
-    late = f" by up to {_span(grace)}" if grace else ", however late"
+    late = f"at most {_span(grace)} late" if grace else "however late it is"
     match schedule.catch_up:
         case CatchUp.ALL:
-            said = f"Of the times missed{late}, each runs, the oldest first, {Schedule.MAX_CATCH_UP} at most."
+            return f"After a downtime, each missed time runs, {late}, oldest first; the latest {Schedule.MAX_CATCH_UP}."
         case CatchUp.NONE:
-            return "Times missed while no scheduler runs do not run."
-        case _:
-            said = f"Of the times missed{late}, only the latest runs."
-    return said + (" Older ones do not run." if grace else "")
+            return "Times that pass while no scheduler runs are not made up for."
+    return f"After a downtime, only the latest of the missed times runs, {late}."
 
 
 def _overlap(schedule: Schedule) -> str:
@@ -61,11 +74,28 @@ def _overlap(schedule: Schedule) -> str:
 
 def _expiry(schedule: Schedule) -> str:
     if schedule.expires_after:
-        return f"A run that no worker has started after {_span(schedule.expires_after)} is revoked."
+        return f"A run that no worker has started within {_span(schedule.expires_after)} is revoked."
     if schedule.misfire_grace_time is None:
         return "A run waits for a worker as long as it takes."
     grace = _span(schedule.misfire_grace_time)
-    return f"A run that no worker has started by the next due time, or after {grace} if that is later, is revoked."
+    return f"A run that no worker has started within {grace}, or by the next due time if that is later, is revoked."
+
+
+def _limits(schedule: Schedule) -> str:
+    limits = []
+    if schedule.soft_time_limit:
+        limits.append(f"gets SoftTimeLimitExceeded after {_span(schedule.soft_time_limit)}")
+    if schedule.time_limit:
+        limits.append(f"is killed after {_span(schedule.time_limit)}")
+    return f"A run {' and '.join(limits)}." if limits else ""
+
+
+def _retries(schedule: Schedule, times: int) -> str:
+    said = f"A run that fails is repeated up to {_times(times)}"
+    if not schedule.retry_backoff:
+        return f"{said}, at once."
+    wait = f"{said}, after {_span(schedule.retry_backoff)}"
+    return f"{wait}." if times == 1 else f"{wait}, then after twice as long each time, 1 hour at most."
 
 
 def _times(number: int) -> str:

@@ -4,26 +4,31 @@ A page's live part is its own address, asked for by htmx.
 """
 
 from collections.abc import Callable
+from datetime import datetime
+from functools import partial
 
 from django.contrib import messages
 from django.db.models import Count, Q, QuerySet
-from django.http import HttpRequest, HttpResponse
+from django.http import HttpRequest, HttpResponse, HttpResponseBadRequest
 from django.shortcuts import get_object_or_404, redirect, render
 from django.urls import reverse
+from django.utils import timezone
 from django.utils.http import url_has_allowed_host_and_scheme
 from django.views.decorators.http import conditional_page, require_POST, require_safe
 
 from scheduling_app import actions
-from scheduling_app.forms import RunFilter, ScheduleFilter, TimingForm
-from scheduling_app.models import Schedule
-from scheduling_app.outlook import STATE_WORDS, STATES, Outlook, outlooks, runs_of
+from scheduling_app.models import Backfill, Schedule
+from scheduling_app.outlook import STATE_WORDS, STATES, Mark, Outlook, outlooks, runs_of
+from scheduling_app.page_forms import ResumeForm, RunFilter, ScheduleFilter
+from scheduling_app.preview import preview_of
+from scheduling_app.progress import progress_of
 from tasks_app.pages import is_live, page_or_part, staff_with
 
 VIEW, CHANGE, ADD = (f"scheduling_app.{action}_schedule" for action in ("view", "change", "add"))
 #: On one page.
 SCHEDULES, RUNS = 50, 50
-#: Schedules in the overview's list of what fires next.
-NEXT = 5
+#: Schedules in the overview's list of what fires next, and backfills on a schedule's page.
+NEXT, BACKFILLS = 5, 3
 
 
 @require_safe
@@ -52,21 +57,28 @@ def schedule_list(request: HttpRequest) -> HttpResponse:
 @staff_with(VIEW)
 @conditional_page
 def schedule_detail(request: HttpRequest, pk: int) -> HttpResponse:
-    schedule = get_object_or_404(Schedule, pk=pk)
-    form = RunFilter(request.GET)
-    before = form.cleaned_data["before"] if form.is_valid() else None
-    runs = runs_of(schedule, RUNS + 1, before)
+    schedule = get_object_or_404(Schedule.objects.select_related("blackout"), pk=pk)
+    runs, before, has_older = runs_asked_for(request, schedule)
     context = {
         "title": schedule.name,
         "row": outlooks([schedule])[0],
         "schedule": schedule,
-        "preview": TimingForm(instance=schedule).preview(),
-        "runs": runs[:RUNS],
+        "preview": preview_of(schedule, timezone.now()),
+        "runs": runs,
         "before": before,
-        "has_older": len(runs) > RUNS,
+        "has_older": has_older,
+        "backfills": progress_of(schedule.backfills.all()[:BACKFILLS]),
         "can_change": request.user.has_perm(CHANGE),
     }
     return page_or_part(request, "scheduling_app/schedule_detail.html", "scheduling_app/_schedule_live.html", context)
+
+
+def runs_asked_for(request: HttpRequest, source: Schedule | Backfill) -> tuple[list[Mark], datetime | None, bool]:
+    """A page of the runs of a schedule or a backfill, the time they are before, and whether there are older ones."""
+    form = RunFilter(request.GET)
+    before = form.cleaned_data["before"] if form.is_valid() else None
+    runs = runs_of(source, RUNS + 1, before)
+    return runs[:RUNS], before, len(runs) > RUNS
 
 
 @require_safe
@@ -93,7 +105,10 @@ def pause(request: HttpRequest, pk: int) -> HttpResponse:
 @require_POST
 @staff_with(CHANGE)
 def resume(request: HttpRequest, pk: int) -> HttpResponse:
-    return _act(request, pk, actions.resume)
+    form = ResumeForm(request.POST)
+    if not form.is_valid():
+        return HttpResponseBadRequest("missed: none, latest or all")
+    return _act(request, pk, partial(actions.resume, missed=form.cleaned_data["missed"]))
 
 
 def _act(request: HttpRequest, pk: int, action: Callable) -> HttpResponse:

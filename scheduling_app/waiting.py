@@ -4,10 +4,12 @@ They are rows of the ledger with the outcome "waiting". Every scheduler looks, o
 turn has come. Room is counted while the schedule's row, or the backfill's, is locked, so several never give it twice.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 from django.db import transaction
+from django.db.models import QuerySet
 from django.db.models.functions import Now
 
 from scheduling_app.firing import make_records, submit_records
@@ -19,8 +21,8 @@ PAUSE = timedelta(seconds=1)
 
 
 def release_waiting(limit: int = 500) -> int:
-    """Fire runs whose turn has come. A count."""
-    return _release(_queued_schedules(limit), _turns_of_schedule) + _release(_backfills(limit), _turns_of_backfill)
+    """Fire runs whose turn has come, in transactions of `limit` schedules or backfills. A count."""
+    return _release(_queued_schedules(), _turns_of_schedule, limit) + _release(_backfills(), _turns_of_backfill, limit)
 
 
 def next_look() -> datetime | None:
@@ -29,15 +31,25 @@ def next_look() -> datetime | None:
     return datetime.now(UTC) + PAUSE if some else None
 
 
-def _release(owners, turns) -> int:
-    with transaction.atomic():
-        runs = [run for owner in owners for run in turns(owner)]
-        records = make_records(runs)
-        for run in runs:
-            row = ScheduleRun.objects.filter(schedule=run.schedule, scheduled_for=run.scheduled_for)
-            changes = {"outcome": run.outcome, "reason": run.reason, "detail": run.detail, "record": run.record_id}
-            row.update(**changes, fired_at=Now())
-        submit_records(runs, list(records.values()))
+def _release(owners: QuerySet, turns: Callable[[Any], Iterator[Run]], limit: int) -> int:
+    """Through all of them, so that many which have to wait on keep no others from their turn."""
+    count: int = 0
+    last: int | None = 0
+    while last is not None:
+        with transaction.atomic():
+            batch = list(owners.filter(pk__gt=last).order_by("pk")[:limit])
+            count += _fire([run for owner in batch for run in turns(owner)])
+        last = batch[-1].pk if len(batch) == limit else None
+    return count
+
+
+def _fire(runs: Sequence[Run]) -> int:
+    records = make_records(runs)
+    for run in runs:
+        row = ScheduleRun.objects.filter(schedule=run.schedule, scheduled_for=run.scheduled_for)
+        changes = {"outcome": run.outcome, "reason": run.reason, "detail": run.detail, "record": run.record_id}
+        row.update(**changes, fired_at=Now())
+    submit_records(runs, list(records.values()))
     return len(runs)
 
 
@@ -45,9 +57,9 @@ def _queued():
     return ScheduleRun.objects.filter(outcome=Outcome.WAITING, backfill=None, schedule__enabled=True)
 
 
-def _queued_schedules(limit: int):
+def _queued_schedules() -> QuerySet[Schedule]:
     """Schedules with runs that wait, locked."""
-    return Schedule.objects.locked(Schedule.objects.filter(pk__in=_queued().values("schedule")), limit)
+    return Schedule.objects.locked(Schedule.objects.filter(pk__in=_queued().values("schedule")), None)
 
 
 def _turns_of_schedule(schedule: Schedule) -> Iterator[Run]:
@@ -60,10 +72,10 @@ def _turns_of_schedule(schedule: Schedule) -> Iterator[Run]:
         yield Run(schedule, at, Outcome.FIRED, Reason.LATE, detail, following=following)
 
 
-def _backfills(limit: int):
+def _backfills() -> QuerySet[Backfill]:
     """Running backfills, locked."""
-    running = Backfill.objects.filter(state=Backfill.State.RUNNING).order_by("pk").select_related("schedule")
-    return running.annotate(database_now=Now()).select_for_update(skip_locked=True, of=("self",))[:limit]
+    running = Backfill.objects.filter(state=Backfill.State.RUNNING).select_related("schedule")
+    return running.annotate(database_now=Now()).select_for_update(skip_locked=True, of=("self",))
 
 
 def _turns_of_backfill(backfill: Backfill) -> Iterator[Run]:

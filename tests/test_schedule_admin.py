@@ -8,7 +8,7 @@ from django.urls import reverse
 from django.utils import timezone
 
 from scheduling_app import firing, triggers
-from scheduling_app.models import Schedule, ScheduleRun
+from scheduling_app.models import Calendar, Schedule, ScheduleRun
 from tasks_app.models import TaskRecord
 from tests.test_schedule_forms import VECTORS, filled
 
@@ -56,9 +56,9 @@ def staff(django_user_model, client):
     return sign_in
 
 
-def act(client, action: str, *schedules: Schedule):
+def act(client, action: str, *schedules: Schedule, **answers: str):
     chosen = [schedule.pk for schedule in schedules]
-    response = client.post(LIST, {"action": action, "_selected_action": chosen}, follow=True)
+    response = client.post(LIST, {"action": action, "_selected_action": chosen} | answers, follow=True)
     return [str(message) for message in response.context["messages"]]
 
 
@@ -157,7 +157,7 @@ def test_pause_and_resume_say_numbers_and_leave_a_history(admin_client, admin_us
     one, two = make("one"), make("two", enabled=False)
     assert act(admin_client, "pause", one, two) == ["1 paused (one), 1 was so already."]
     assert not Schedule.objects.filter(enabled=True).exists()
-    assert act(admin_client, "resume", one, two) == ["2 resumed."]
+    assert act(admin_client, "resume", one, two, missed="none") == ["2 resumed."]
     entries = LogEntry.objects.filter(object_id=one.pk).order_by("pk").values_list("user", "change_message")
     assert list(entries) == [(admin_user.pk, "Paused."), (admin_user.pk, "Resumed.")]
     assert [entry.change_message for entry in LogEntry.objects.filter(object_id=two.pk)] == ["Resumed."]
@@ -167,10 +167,58 @@ def test_resuming_fires_nothing_and_plans_from_now(admin_client):
     schedule = make(cron="* * * * *")
     act(admin_client, "pause", schedule)
     firing.plan_changed()
-    act(admin_client, "resume", schedule)
+    act(admin_client, "resume", schedule, missed="none")
     firing.plan_changed()
     assert firing.fire_due() == 0
     assert Schedule.objects.get().next_fire_at > timezone.now()
+
+
+def test_resuming_asks_first_what_becomes_of_missed_times(admin_client):
+    schedule = make("<b>paused</b>", enabled=False)
+    running = make("running")
+    for answers in ({}, {"missed": "some"}):
+        assert act(admin_client, "resume", running, **answers) == ["0 resumed, 1 was so already."], "nothing to ask"
+    page = admin_client.post(LIST, {"action": "resume", "_selected_action": [schedule.pk, running.pk]})
+    assert "1 schedule to resume: &lt;b&gt;paused&lt;/b&gt;." in page.text
+    assert f'name="_selected_action" value="{schedule.pk}"' in page.text
+    assert page.text.count('name="missed"') == 3
+    again = {"action": "resume", "_selected_action": [schedule.pk], "missed": "some"}
+    assert "not one of the available choices" in admin_client.post(LIST, again).text
+    schedule.refresh_from_db()
+    assert schedule.enabled is False
+
+
+def test_a_copy_is_paused_and_has_a_name_of_its_own(admin_client):
+    original = make("x" * 200, args=[1], overlap="skip", owner="shop", headers={"a": 1})
+    firing.run_now(original)
+    act(admin_client, "duplicate", original)
+    said = act(admin_client, "duplicate", original)
+    names = list(Schedule.objects.order_by("pk").values_list("name", flat=True))
+    assert names[1:] == ["x" * 193 + " (copy)", "x" * 191 + " (copy 2)"]
+    assert said == [f"1 copied, paused: {names[2]}."]
+    copied = Schedule.objects.get(name=names[1])
+    assert (copied.args, copied.overlap, copied.headers) == ([1], "skip", {"a": 1})
+    assert (copied.enabled, copied.owner, copied.runs.count()) == (False, "", 0)
+    assert LogEntry.objects.get(object_id=copied.pk).change_message == f"Copied from {original.name}."
+
+
+def test_a_backfill_is_of_one_schedule(admin_client, schedule):
+    chosen = {"action": "backfill", "_selected_action": [schedule.pk]}
+    assert admin_client.post(LIST, chosen).url == reverse("schedules:backfill_choose", args=[schedule.pk])
+    assert act(admin_client, "backfill", schedule, make("other")) == ["Choose one schedule: a backfill is of one."]
+
+
+def test_the_form_of_one_that_is_declared_in_code_says_where_and_shows_what_it_does(admin_client):
+    schedule = make(owner="shop", args=[1], headers={"a": 1})
+    page = admin_client.get(change_url(schedule))
+    assert "Declared in the code of <code>shop</code>" in page.text
+    assert page.text.count('class="schedule-time"') == 10
+    enabled = [name for name, field in page.context["adminform"].form.fields.items() if not field.disabled]
+    assert enabled == ["enabled"]
+    url = reverse("admin:scheduling_app_schedule_preview", args=[schedule.pk])
+    assert admin_client.post(url, {}).text.count('class="schedule-time"') == 10
+    admin_client.post(change_url(schedule), filled(cron="1 1 1 1 1"))
+    assert Schedule.objects.get().cron == "0 3 * * *"
 
 
 def test_editing_keeps_a_schedule_paused_and_moves_no_time(admin_client):
@@ -180,6 +228,23 @@ def test_editing_keeps_a_schedule_paused_and_moves_no_time(admin_client):
     after = Schedule.objects.get()
     assert (after.args, after.enabled, after.changed_at) == (["new"], False, None)
     assert after.next_fire_at == schedule.next_fire_at
+
+
+def test_a_schedule_that_paused_itself_while_its_form_was_open_stays_paused(admin_client):
+    schedule = make(description="")
+    form = admin_client.get(change_url(schedule)).text
+    assert 'name="initial-enabled" value="True"' in form
+    Schedule.objects.filter(pk=schedule.pk).set_enabled(False, "Its last run failed.")
+    sent = filled(name="nightly", args='["new"]') | {
+        "enabled": "on",
+        "initial-enabled": "True",
+        "initial-enabled": "True",
+    }
+    assert admin_client.post(change_url(schedule), sent).status_code == 302
+    after = Schedule.objects.get()
+    assert (after.args, after.enabled, after.note) == (["new"], False, "Its last run failed.")
+    assert admin_client.post(change_url(schedule), sent | {"initial-enabled": "False"}).status_code == 302
+    assert Schedule.objects.get().enabled
 
 
 def test_the_history_names_the_changed_fields(admin_client, schedule):
@@ -266,6 +331,29 @@ def test_the_preview_shows_the_jitter_that_firing_adds(admin_client):
     assert f"{starts:%H:%M:%S}" in text
     new = admin_client.post(PREVIEW, {"kind": "cron", "cron": "0 3 * * *", "timezone": "UTC", "jitter": "600"}).text
     assert "up to 600 s later" in new
+
+
+def test_the_preview_says_what_the_policies_do_as_they_are_typed(admin_client):
+    calendar = Calendar.objects.create(name="<b>Nights</b>")
+    calendar.windows.create(cron="0 2 * * *", minutes=120)
+    text = admin_client.post(
+        PREVIEW, filled(overlap="cancel", blackout=calendar.pk, max_runs="2", max_retries="1")
+    ).text
+    assert "the next time cancels what is unfinished, and runs" in text
+    assert text.count("skipped: in a window of &lt;b&gt;Nights&lt;/b&gt;") == 10
+    assert "A run that fails is repeated up to once, at once." in text
+    assert "It is finished when it has fired twice" in text
+
+
+def test_a_form_with_an_error_elsewhere_still_shows_what_it_can(admin_client):
+    text = admin_client.post(PREVIEW, filled(expires_after="x", soft_time_limit="9", time_limit="9")).text
+    assert text.count('class="schedule-time"') == 10
+    assert "Enter a whole number." in text
+    assert "Must be below the time limit" in text
+    assert "is killed after" not in text
+    assert "by the next due time" not in text, "which depends on the field that is wrong"
+    text = admin_client.post(PREVIEW, filled(cron="61 * * * *", overlap="skip")).text
+    assert "While an earlier run is unfinished, the next time is skipped." in text
 
 
 def test_the_preview_is_for_staff_who_may_view_or_add(client, staff):

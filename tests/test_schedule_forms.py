@@ -8,8 +8,8 @@ import pytest
 from celery import current_app
 from django.utils import timezone
 
-from scheduling_app.forms import ScheduleForm, TimingForm
-from scheduling_app.models import Schedule
+from scheduling_app.forms import PlanForm, ScheduleForm
+from scheduling_app.models import Calendar, Schedule
 
 pytestmark = pytest.mark.django_db
 
@@ -19,9 +19,10 @@ VECTORS = json.loads((Path(__file__).parent / "data/cron_vectors.json").read_tex
 def filled(**changes) -> dict:
     """What a browser sends for a valid schedule."""
     return {
-        "name": "Nightly", "task": "sample.echo", "args": '["hello"]', "kwargs": "{}", "enabled": "on", "kind": "cron",
+        "name": "Nightly", "task": "sample.echo", "args": '["hello"]', "kwargs": "{}", "enabled": "on", "initial-enabled": "True", "kind": "cron",
         "cron": "0 3 * * *", "unit": "minutes", "timezone": "UTC", "jitter": "0", "catch_up": "latest",
-        "misfire_grace_time": "3600",
+        "misfire_grace_time": "3600", "overlap": "allow", "max_instances": "1", "blackout_action": "skip",
+        "headers": "{}",
     } | changes  # fmt: skip
 
 
@@ -157,13 +158,25 @@ def test_nul_is_refused_in_every_text(field):
     ("field", "value"),
     [
         ("priority", "-1"), ("priority", "10"), ("priority", "high"), ("queue", "no-such-queue"), ("jitter", "-1"),
-        ("jitter", "86401"), ("misfire_grace_time", "0"), ("misfire_grace_time", "99999999999"), ("max_instances", "0"),
-        ("max_instances", "99999"), ("expires_after", "0"), ("catch_up", "sometimes"), ("timezone", "Europe/Berln"),
+        ("jitter", "86401"), ("misfire_grace_time", "0"), ("misfire_grace_time", "99999999999"), ("expires_after", "0"),
+        ("soft_time_limit", "0"), ("time_limit", "99999999999"), ("max_runs", "0"), ("max_retries", "0"),
+        ("max_retries", "99999"), ("pause_after_failures", "0"), ("overlap", "sometimes"), ("blackout", "99"),
+        ("catch_up", "sometimes"), ("timezone", "Europe/Berln"),
         ("timezone", "../../etc/passwd"), ("timezone", ""), ("kind", "monthly"),
     ],
 )  # fmt: skip
 def test_what_is_out_of_range_is_refused_at_its_field(field, value):
     assert list(errors(**{field: value})) == [field]
+
+
+@pytest.mark.parametrize("value", ["0", "99999", "many"])
+def test_a_number_of_unfinished_runs_must_be_one(value):
+    assert list(errors(overlap="skip", max_instances=value)) == ["max_instances"]
+
+
+@pytest.mark.parametrize("value", ["-1", "3601"])
+def test_a_wait_before_a_retry_is_an_hour_at_most(value):
+    assert list(errors(max_retries="3", retry_backoff=value)) == ["retry_backoff"]
 
 
 def test_a_misspelt_zone_is_answered_with_a_near_one():
@@ -196,6 +209,90 @@ def test_the_fields_of_other_kinds_are_cleared_whatever_they_hold():
     assert (schedule.cron, schedule.every, schedule.unit, schedule.run_at) == ("", 5, "minutes", None)
     schedule = edited(schedule, kind="date", run_at="2031-01-01T00:00", every="x", start_at="x", end_at="x")
     assert (schedule.every, schedule.start_at, schedule.end_at) == (None, None, None)
+
+
+def test_all_policies_are_stored_as_typed():
+    calendar = Calendar.objects.create(name="Holidays")
+    sent = {
+        "headers": '{"tenant": "北京"}', "max_runs": 5, "expires_after": 60, "soft_time_limit": 10, "time_limit": 20,
+        "catch_up": "all", "overlap": "queue_one", "max_instances": 2, "max_retries": 3, "retry_backoff": 4,
+        "pause_after_failures": 6, "blackout": calendar.pk, "blackout_action": "defer",
+    }  # fmt: skip
+    schedule = saved(**{name: str(value) for name, value in sent.items()})
+    stored = {name: getattr(schedule, name) for name in sent}
+    assert stored == sent | {"headers": {"tenant": "北京"}, "blackout": calendar}
+
+
+def test_policies_that_do_not_apply_are_cleared_whatever_they_hold():
+    schedule = saved(max_instances="x", retry_backoff="x", blackout_action="x")
+    assert (schedule.max_instances, schedule.retry_backoff, schedule.blackout_action) == (1, None, "skip")
+    once = saved(name="Once", kind="date", run_at="2031-01-01T00:00", max_runs="x")
+    assert once.max_runs is None
+
+
+def test_blanks_mean_none():
+    schedule = saved(misfire_grace_time="", overlap="skip", max_instances="", jitter="", blackout_action="")
+    assert (schedule.misfire_grace_time, schedule.max_instances, schedule.jitter) == (None, 1, 0)
+    assert schedule.blackout_action == "skip"
+
+
+def test_the_soft_time_limit_must_be_below_the_hard_one():
+    assert "below the time limit, 10 s" in errors(soft_time_limit="10", time_limit="10")["soft_time_limit"][0]
+    assert errors(soft_time_limit="9", time_limit="10") == {}
+
+
+def test_the_due_time_must_fit_the_task_too():
+    assert saved(args="[]", due_kwarg="value").due_kwarg == "value"
+    found = errors(name="Another", due_kwarg="at")
+    assert list(found) == ["due_kwarg"]
+    assert "Got an unexpected keyword argument 'at': sample.echo takes (value)." in found["due_kwarg"][0]
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"due_kwarg": "due time"}, "Write the name of an argument"),
+        (
+            {"args": "[]", "kwargs": '{"value": 1}', "due_kwarg": "value"},
+            "value is one of the keyword arguments already.",
+        ),
+        ({"due_kwarg": "value"}, "Multiple values for argument 'value'"),
+    ],
+)
+def test_a_due_time_that_cannot_be_handed_over_is_refused(changes, says):
+    found = errors(**changes)
+    assert list(found) == ["due_kwarg"]
+    assert says in found["due_kwarg"][0]
+
+
+@pytest.mark.parametrize(
+    "name", ["id", "task", "retries", "gen", "retry_policy", "scheduled_for", "periodic_task_name"]
+)
+def test_headers_that_are_set_anyway_are_refused(name):
+    assert f"{name}: set by Celery or the console" in errors(headers=json.dumps({name: 1}))["headers"][0]
+
+
+def test_headers_must_be_an_object():
+    assert "Write a JSON object" in errors(headers="[1]")["headers"][0]
+
+
+def test_a_schedule_that_is_declared_in_code_can_be_switched_off_and_no_more():
+    second_pass = datetime(2031, 10, 26, 1, 30, 0, 123456, tzinfo=UTC)
+    calendar = Calendar.objects.create(name="Holidays")
+    schedule = Schedule.objects.create(
+        name="declared", owner="shop", task="sample.echo", args=[1, 2], kwargs={"a": 1}, headers={"x": 1}, kind="date",
+        run_at=second_pass, timezone="Europe/Berlin", misfire_grace_time=None, blackout=calendar,
+    )  # fmt: skip
+    before = Schedule.objects.values().get()
+    sent = filled(name="mine", task="sample.noop", cron="* * * * *")
+    form = ScheduleForm({name: value for name, value in sent.items() if name != "enabled"}, instance=schedule)
+    assert form.is_valid(), form.errors
+    assert form.changed_data == ["enabled"]
+    form.save()
+    changed = {"enabled", "next_fire_at", "changed_at", "switched_at"}
+    after = Schedule.objects.values().get()
+    assert {name for name in after if after[name] != before[name]} - changed == set()
+    assert after["enabled"] is False
 
 
 def test_a_date_in_the_past_is_refused_unless_it_was_there():
@@ -247,7 +344,7 @@ def test_surrogates_and_nul_in_stored_arguments_survive_an_edit():
 
 def test_an_interval_counts_from_the_schedules_creation():
     schedule = saved(kind="interval", every="7", unit="hours")
-    form = TimingForm(filled(kind="interval", every="7", unit="hours"), instance=schedule)
+    form = PlanForm(filled(kind="interval", every="7", unit="hours"), instance=schedule)
     assert form.is_valid()
     assert form.timing == schedule.timing()
 

@@ -12,7 +12,7 @@ from django.utils import timezone
 from kombu.exceptions import OperationalError
 
 from scheduling_app import firing, views
-from scheduling_app.models import Schedule, ScheduleRun
+from scheduling_app.models import Backfill, Schedule, ScheduleRun
 from tasks_app import states
 from tasks_app.models import TaskRecord
 from tests.test_schedule_admin import make
@@ -69,7 +69,7 @@ def test_the_list_tells_what_runs_when(operator, schedule):
     assert "nightly" in text
     assert "at 03:00" in text
     assert f'datetime="{schedule.next_fire_at.isoformat()}"' in text
-    assert "too late" in text
+    assert "skipped, missed: due" in text
     assert action("run", schedule) in text
 
 
@@ -142,7 +142,7 @@ def test_run_now_succeeds_while_the_broker_is_down(operator, schedule, monkeypat
 def test_run_now_of_what_cannot_run_says_why(operator, schedule):
     Schedule.objects.update(args={"not": "a list"})
     response = operator.post(action("run", schedule), follow=True)
-    assert said(response)[0].startswith("0 started (nightly); not nightly: sample.echo: args must be a list")
+    assert said(response)[0].startswith("0 started; not nightly: sample.echo: args must be a list")
     assert not TaskRecord.objects.exists()
 
 
@@ -153,6 +153,45 @@ def test_pause_and_resume(operator, schedule):
     assert said(operator.post(action("resume", schedule), follow=True)) == ["1 resumed (nightly)."]
     assert Schedule.objects.get().enabled is True
     assert LogEntry.objects.count() == 2
+
+
+@pytest.mark.parametrize(
+    ("missed", "says", "count"),
+    [
+        ({}, "1 resumed (nightly).", 0),
+        ({"missed": "none"}, "1 resumed (nightly).", 0),
+        ({"missed": "latest"}, "1 resumed (nightly). 1 missed time runs now.", 1),
+        ({"missed": "all"}, "1 resumed (nightly). 3 missed times run now.", 3),
+    ],
+)
+def test_resume_does_with_the_missed_times_what_it_is_told(operator, missed, says, count):
+    schedule = make(kind="interval", cron="", every=1, unit="hours", enabled=False)
+    long_ago = timezone.now() - timedelta(hours=3, minutes=30)
+    Schedule.objects.update(created_at=long_ago, switched_at=long_ago + timedelta(minutes=1))
+    assert said(operator.post(action("resume", schedule), missed, follow=True)) == [says]
+    assert schedule.runs.filter(outcome="waiting").count() == count
+    backfills = [
+        f"Backfill {backfill.pk}" in operator.get(detail(schedule)).text for backfill in Backfill.objects.all()
+    ]
+    logged = [entry.change_message for entry in LogEntry.objects.order_by("pk")]
+    assert len(logged) == 1 + len(backfills)
+    assert all(f"of {count} missed while it was paused" in words for words in logged[1:])
+
+
+def test_resume_refuses_a_choice_that_is_none(operator):
+    schedule = make(enabled=False)
+    assert operator.post(action("resume", schedule), {"missed": "some"}).status_code == 400
+    assert Schedule.objects.get().enabled is False
+
+
+def test_one_that_paused_itself_says_why_and_offers_to_resume(operator, signed_in, schedule):
+    Schedule.objects.set_enabled(False, "Its last 3 runs failed.")
+    assert ">Its last 3 runs failed.<" in operator.get(LIST).text
+    text = operator.get(detail(schedule)).text
+    assert "Its last 3 runs failed." in text
+    assert text.count(action("resume", schedule)) == 6, "in the banner and among the buttons, three choices each"
+    Schedule.objects.set_enabled(True)
+    assert "Its last 3 runs failed." not in operator.get(detail(schedule)).text
 
 
 def test_an_action_leads_back_to_its_page_and_to_no_other_host(operator, schedule):
@@ -213,6 +252,11 @@ def test_a_problem_is_told(operator):
     assert "no date ever matches" in operator.get(LIST).text
 
 
+def test_a_task_that_is_gone_is_told(operator):
+    schedule = make("drifted", task="gone.task")
+    assert "Its times are skipped as invalid. " in operator.get(detail(schedule)).text
+
+
 @pytest.mark.parametrize("query", ["q=%00", "state=x", "after=%00", "before=%00", "q=" + "x" * 1000])
 def test_what_is_no_filter_is_not_asked_for(operator, schedule, query):
     response = operator.get(f"{LIST}?{query}")
@@ -243,7 +287,7 @@ def test_the_detail_page_tells_what_comes_and_what_was(operator, schedule):
     text = operator.get(detail(schedule)).text
     assert text.count('class="schedule-time"') == 10
     assert "4000 s late, 3600 s are allowed." in text
-    assert "too late" in text
+    assert ">missed <" in text
     assert reverse("admin:scheduling_app_schedule_change", args=[schedule.pk]) in text
 
 
@@ -256,6 +300,38 @@ def test_the_runs_are_paged_by_their_time(operator, schedule, monkeypatch):
     older = operator.get(detail(schedule), {"before": runs[1].scheduled_for.isoformat()})
     assert [mark.scheduled_for for mark in older.context["runs"]] == [runs[2].scheduled_for]
     assert operator.get(detail(schedule), {"before": "\x00yesterday"}).status_code == 200
+
+
+def test_the_ledger_says_what_waits_and_for_what(operator, schedule):
+    backfill = Backfill.objects.create(schedule=schedule, start_at=timezone.now(), end_at=timezone.now(), total=2)
+    add_run(schedule, 1, outcome="waiting", reason="overlap", detail="1 unfinished, 1 allowed.")
+    add_run(schedule, 2, outcome="waiting", reason="backfill", backfill=backfill)
+    add_run(schedule, 3, outcome="waiting", reason="misfire", backfill=backfill, detail="4000 s late.")
+    response = operator.get(detail(schedule))
+    assert [(mark.phase, mark.reason) for mark in response.context["runs"]] == [
+        ("waiting", "until an earlier run has ended"),
+        ("waiting", "for its turn in a backfill"),
+        ("waiting", "for its turn in a backfill; before: missed"),
+    ]
+    assert 'data-phase="waiting"' in response.text
+    assert response.context["row"].last_run_at is None, "what waits has not run"
+    assert reverse("schedules:backfill", args=[backfill.pk]) in response.text
+
+
+def test_the_ledger_says_when_a_run_was_fired_and_how_late(operator, schedule):
+    add_run(schedule, 1, outcome="fired", reason="late")
+    assert '<td class="number">4.0 s</td>' in operator.get(detail(schedule)).text
+    ScheduleRun.objects.update(outcome="skipped")
+    assert '<td class="number"></td>' in operator.get(detail(schedule)).text
+
+
+def test_the_page_tells_policies_in_sentences_and_what_is_declared_where(operator):
+    schedule = make(overlap="skip", headers={"tenant": "acme"}, max_runs=3, owner="shop")
+    text = operator.get(detail(schedule)).text
+    assert "While an earlier run is unfinished, the next time is skipped." in text
+    assert "{&quot;tenant&quot;: &quot;acme&quot;}" in text
+    assert "0 of 3 times" in text
+    assert "the code of <code>shop</code>" in text
 
 
 def test_a_run_whose_task_was_deleted_still_shows(operator, schedule):

@@ -6,6 +6,7 @@ from django.urls import reverse
 from django.utils.html import format_html
 from django.utils.safestring import SafeString
 
+from scheduling_app import drift
 from scheduling_app.outlook import Mark
 from tasks_app.templatetags.console import exact
 
@@ -27,6 +28,18 @@ def outcome(mark: Mark) -> SafeString:
 def phase(mark: Mark) -> SafeString:
     """What became of a run: colour, icon and word."""
     return _drawn(mark.phase)
+
+
+@register.inclusion_tag("scheduling_app/_drift.html")
+def drift_banner() -> dict:
+    """Which schedules would not run, as far as this process knows by now; nothing where all would."""
+    return {"drift": drift.watch.latest()}
+
+
+@register.simple_tag
+def drawn(phase: str) -> SafeString:
+    """The same of a phase's name."""
+    return _drawn(phase)
 
 
 @cache

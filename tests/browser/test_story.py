@@ -85,6 +85,21 @@ def test_a_bad_expression_is_named_while_it_is_typed(signed_in: Page):
     expect(page.locator(".schedule-preview tbody tr")).to_have_count(10)
 
 
+def test_a_policy_says_what_it_does_as_it_is_chosen(signed_in: Page):
+    page = signed_in
+    page.goto("/admin/scheduling_app/schedule/add/")
+    page.get_by_label("Cron", exact=True).last.fill("0 12 * * *")
+    preview = page.locator(".schedule-preview")
+    expect(preview.locator("tbody tr").first.locator("td").last).to_contain_text(re.compile("1[34]:00"))  # in Berlin
+    expect(page.get_by_label("Unfinished at most")).to_be_hidden()
+    page.get_by_label("If a run is unfinished").select_option("Skip")
+    page.get_by_label("Unfinished at most").fill("2")
+    expect(preview).to_contain_text("While 2 earlier runs are unfinished, the next time is skipped.")
+    page.get_by_label("Runs at most").fill("3")
+    expect(preview.locator("tbody tr")).to_have_count(3)
+    expect(preview).to_contain_text("It is finished when it has fired 3 times")
+
+
 @pytest.mark.parametrize(
     "hostile", ["<img src=x onerror=alert(1)>", '"><script>alert(2)</script>', "</pre><script>alert(3)</script>"]
 )
@@ -104,8 +119,18 @@ def test_no_markup_of_a_tasks_data_reaches_the_page(signed_in: Page, hostile):
 
 
 @pytest.mark.parametrize("width", [1440, 390])
-@pytest.mark.parametrize("path", ["/", "/tasks/", "/schedules/", "/admin/", "/admin/scheduling_app/schedule/add/"])
+@pytest.mark.parametrize(
+    "path",
+    [
+        *("/", "/tasks/", "/schedules/", "/schedules/{pk}/", "/schedules/{pk}/backfill/?{range}"),
+        *("/admin/", "/admin/scheduling_app/schedule/add/", "/admin/scheduling_app/calendar/add/"),
+    ],
+)
 def test_no_page_is_wider_than_the_screen(signed_in: Page, path, width):
+    schedule, _ = Schedule.objects.get_or_create(
+        name="A name of " + "some length " * 8, defaults={"task": "number_sum", "cron": "* * * * *", "enabled": False}
+    )
+    path = path.format(pk=schedule.pk, range="start_at=2026-01-01T00:00&end_at=2026-01-02T00:00")
     signed_in.set_viewport_size({"width": width, "height": 844})
     signed_in.goto(path)
     assert signed_in.evaluate("document.documentElement.scrollWidth") <= width
