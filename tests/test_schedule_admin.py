@@ -238,7 +238,6 @@ def test_a_schedule_that_paused_itself_while_its_form_was_open_stays_paused(admi
     sent = filled(name="nightly", args='["new"]') | {
         "enabled": "on",
         "initial-enabled": "True",
-        "initial-enabled": "True",
     }
     assert admin_client.post(change_url(schedule), sent).status_code == 302
     after = Schedule.objects.get()

@@ -19,10 +19,10 @@ VECTORS = json.loads((Path(__file__).parent / "data/cron_vectors.json").read_tex
 def filled(**changes) -> dict:
     """What a browser sends for a valid schedule."""
     return {
-        "name": "Nightly", "task": "sample.echo", "args": '["hello"]', "kwargs": "{}", "enabled": "on", "initial-enabled": "True", "kind": "cron",
+        "name": "Nightly", "task": "sample.echo", "args": '["hello"]', "kwargs": "{}", "enabled": "on", "kind": "cron",
         "cron": "0 3 * * *", "unit": "minutes", "timezone": "UTC", "jitter": "0", "catch_up": "latest",
         "misfire_grace_time": "3600", "overlap": "allow", "max_instances": "1", "blackout_action": "skip",
-        "headers": "{}",
+        "headers": "{}", "initial-enabled": "True",
     } | changes  # fmt: skip
 
 
