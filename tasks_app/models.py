@@ -48,7 +48,7 @@ class JSONText(models.TextField):
     _pyi_private_get_type: Any
 
     def from_db_value(self, value, expression, connection):
-        """A text that is no JSON, written by SQL, comes as it is: one bad row must not keep the others from being read."""
+        """A text that is no JSON, written by SQL, comes as it is: one bad row must not keep others from being read."""
         try:
             return None if value is None else json.loads(value)
         except (ValueError, RecursionError):

@@ -312,7 +312,8 @@ def test_the_preview_says_what_is_wrong(admin_client, data, says):
 
 def test_the_preview_of_an_interval_counts_from_where_firing_does(admin_client):
     schedule = make(kind="interval", cron="", every=7, unit="hours")
-    Schedule.objects.filter(pk=schedule.pk).update(created_at=timezone.now() - timedelta(days=3, minutes=11))
+    created_at = timezone.now().replace(second=7) - timedelta(days=3, minutes=11)  # seconds show where there are any
+    Schedule.objects.filter(pk=schedule.pk).update(created_at=created_at)
     Schedule.objects.filter(pk=schedule.pk).update(changed_at=timezone.now())
     firing.plan_changed()
     due = Schedule.objects.get().next_fire_at
