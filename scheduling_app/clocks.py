@@ -77,6 +77,12 @@ def offset(zone: tzinfo, wall: datetime) -> timedelta:
     return zone.utcoffset(wall) or timedelta(0)
 
 
+def wall(zone: tzinfo, moment: datetime) -> datetime:
+    """What the zone's clocks show at `moment` (aware), naive and without its fold."""
+    # By way of UTC: a time of the zone itself would stay as it is, even one that a gap skips.
+    return moment.astimezone(UTC).astimezone(zone).replace(tzinfo=None, fold=0)
+
+
 def utc(naive: datetime) -> datetime:
     return naive.replace(tzinfo=UTC)
 

@@ -45,7 +45,7 @@ class Pattern:
         self.fixed = not any(part.startswith("*") for part in sim.parts[1:3])
 
     def next_wall(self, wall: datetime) -> datetime:
-        """The first match later than `wall` (both naive, in whole seconds)."""
+        """The first match later than `wall` (both naive; matches are whole seconds)."""
         wall += SECOND
         clock = None
         if wall.month in self.months and self.matches_day(wall):
@@ -84,11 +84,8 @@ def _at_least(least: int, values: list[int]) -> int | None:
 @lru_cache(maxsize=8192)
 def parse(expression: str) -> Pattern:
     """Raises TimingError on "cron" that names the part, also where no date can ever match."""
-    parts = _split(str(expression))
-    for field, name, part in zip(Field, PARTS, parts, strict=True):
-        for item in part.split(","):
-            if not _is_readable(field, item):
-                raise TimingError("cron", f"{name}: {_complaint(field, item)}")
+    named = zip(Field, PARTS, _split(str(expression)), strict=True)
+    parts = [_checked(field, name, part) for field, name, part in named]
     try:
         pattern = Pattern(CronSim(" ".join(parts), datetime(2000, 1, 1, tzinfo=UTC)))
         # 28 years hold every kind of year: each weekday for 1 January, leap and common.
@@ -105,15 +102,29 @@ def _split(text: str) -> list[str]:
     name = text.strip().lower()
     if name == "@reboot":
         raise TimingError("cron", "@reboot is refused: schedules fire by the clock, not at a start")
+    if name.startswith(("tz=", "cron_tz=")):
+        raise TimingError("cron", "TZ= and CRON_TZ= are refused: choose the time zone in its own field")
     if name.startswith("@") and name not in NICKNAMES:
         raise TimingError("cron", f"{name!r} is unknown: there are {', '.join(NICKNAMES)}")
     parts = NICKNAMES.get(name, text).split()
     if len(parts) not in (5, 6):
         hint = "minute, hour, day of month, month and day of week, or six with seconds first"
         raise TimingError("cron", f"five fields are needed, not {len(parts)}: {hint}")
-    # cronsim reads 5-5/10 as 5/10, which is 5, 15, 25 and so on; it is 5 alone.
-    parts = [re.sub(r"(?<![^,])0*(\w+)-0*\1/0*[1-9][0-9]*(?![^,])", r"\1", part) for part in parts]
     return ["0"] * (6 - len(parts)) + parts
+
+
+def _checked(field: Field, name: str, part: str) -> str:
+    """One field, in capitals; TimingError that names it if an item cannot be read."""
+    for item in part.split(","):
+        if not _is_readable(field, item):
+            raise TimingError("cron", f"{name}: {_complaint(field, item)}")
+    return ",".join(_without_range_of_one(field, item) for item in part.upper().split(","))
+
+
+def _without_range_of_one(field: Field, item: str) -> str:
+    # cronsim reads 5-5/10 as 5/10, which is 5, 15, 25 and so on; it is 5 alone. So is mon-1/2 a Monday.
+    first, dash, last = item.partition("/")[0].partition("-")
+    return first if dash and field.int(first) == field.int(last) else item
 
 
 def _is_readable(field: Field, item: str) -> bool:
@@ -136,12 +147,14 @@ def _complaint(field: Field, item: str) -> str:
         if not low <= int(number) <= high:
             return f"{number} is not between {low} and {high}"
     first, _, last = span.partition("-")
-    if _is_readable(field, first) and _is_readable(field, last):
+    if all(_is_readable(field, f"{end}-{end}") for end in (first, last)):  # numbers or names, not L
         return f"the range {span} runs backwards" + ("; Sunday can be 7" if field == Field.DOW else "")
     if field == Field.DOW and "#" in span:
         return f"{item!r} must be a weekday, # and 1 to 5: 1#2 is the second Monday"
-    names = {Field.MONTH: ", or jan to dec", Field.DOW: ", or sun to sat"}.get(field, "")
-    return f"{item!r} is none of {low} to {high}{names}"
+    if field == Field.DOW and item.upper().endswith("L"):
+        return f"{item!r} must be a weekday's number and L: 5L is the last Friday"
+    others = {Field.DAY: ", L or LW", Field.MONTH: ", or jan to dec", Field.DOW: ", or sun to sat"}
+    return f"{item!r} is none of {low} to {high}{others.get(field, '')}"
 
 
 def words(parts: list[str]) -> str | None:

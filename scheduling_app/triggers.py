@@ -126,7 +126,7 @@ class WallTiming(Timing):
         return turn.at if self._is_fixed_at(turn) else self._first_after(turn.wall_after - MICROSECOND)
 
     def made_up_for(self, at: datetime) -> datetime | None:
-        turn = clocks.turn(self.zone, at.astimezone(self.zone).replace(tzinfo=None, fold=0) - MICROSECOND)
+        turn = clocks.turn(self.zone, clocks.wall(self.zone, at) - MICROSECOND)
         if turn is None or turn.at != at or not turn.is_gap or not self._is_fixed_at(turn):
             return None
         wall = self.next_wall(turn.wall_before - MICROSECOND)
@@ -157,7 +157,7 @@ class Cron(WallTiming):
         return cron.parse(self.expression).fixed
 
     def next_wall(self, wall: datetime) -> datetime:
-        return cron.parse(self.expression).next_wall(wall.replace(microsecond=0))
+        return cron.parse(self.expression).next_wall(wall)
 
 
 @dataclass(frozen=True)
@@ -187,7 +187,7 @@ class Interval(WallTiming):
         return self.unit in ("days", "weeks")
 
     def next_wall(self, wall: datetime) -> datetime:
-        return self._step_past(wall, self.anchor.astimezone(self.zone).replace(tzinfo=None, fold=0))
+        return self._step_past(wall, clocks.wall(self.zone, self.anchor))
 
     def _next(self, moment: datetime) -> datetime | None:
         anchor = self.anchor.astimezone(UTC)
@@ -212,7 +212,7 @@ class Date(Timing):
         self._check_bounds()
 
     def describe(self) -> str:
-        local = self.run_at.astimezone(self.zone)
+        local = clocks.wall(self.zone, self.run_at)
         return f"once at {local:{'%Y-%m-%d %H:%M:%S' if local.second else '%Y-%m-%d %H:%M'}} {self.timezone}"
 
     def _next(self, moment: datetime) -> datetime | None:
@@ -290,13 +290,12 @@ def preview(timing: Timing, after: datetime, count: int) -> list[PreviewTime]:
 def _note(timing: Timing, at: datetime) -> str:
     if skipped := timing.made_up_for(at):
         return f"clocks go forward: {skipped:%H:%M} does not exist, runs right after the gap"
-    local = at.astimezone(timing.zone)
-    turn = clocks.turn(timing.zone, local.replace(tzinfo=None, fold=0))
+    turn = clocks.turn(timing.zone, clocks.wall(timing.zone, at))
     if turn is None:
         return ""
     if timing._is_fixed_at(turn):
         return "clocks go back: runs once, in the first pass"
-    return f"clocks go back: {'second' if local.fold else 'first'} pass"
+    return f"clocks go back: {'first' if at < turn.at else 'second'} pass"
 
 
 def _check_aware(field: str, moment: datetime) -> None:
