@@ -166,14 +166,27 @@ def submit(runs: Sequence[Run]) -> None:
 
 def make_records(runs: Iterable[Run]) -> dict[tuple[int, datetime], TaskRecord]:
     """The tasks of those that are to fire, by schedule and due time; what has none is marked as skipped, and why."""
-    records = {}
+    records, patterns = {}, Patterns()
     for run in runs:
         if run.outcome == Outcome.FIRED:
             try:
-                records[run.schedule.pk, run.scheduled_for] = _record(run)
+                records[run.schedule.pk, run.scheduled_for] = _record(run, patterns)
             except (TaskConsoleError, TypeError, ValueError) as error:
                 run.skip(Reason.INVALID, str(error))
     return records
+
+
+class Patterns(dict[tuple, TaskRecord]):
+    """Records from which those of a batch are made, by what schedules say of a task besides its arguments."""
+
+    def of(self, schedule: Schedule) -> TaskRecord:
+        key = (schedule.task, schedule.queue, schedule.priority, schedule.soft_time_limit, schedule.time_limit)
+        if key not in self:
+            name, queue, priority, soft, hard = key
+            options = {"queue": queue or settings.CRON_QUEUE, "priority": priority}
+            limits = {"soft_time_limit": soft, "time_limit": hard}
+            self[key] = current_app.build_record(name, schedule.args, schedule.kwargs, **options, **limits)
+        return self[key]
 
 
 def submit_records(runs: Iterable[Run], records: Sequence[TaskRecord]) -> None:
@@ -255,13 +268,13 @@ def _skip_not_unique(run: Run, error: NotUnique) -> None:
     row.update(outcome=run.outcome, reason=run.reason, detail=run.detail, record=None)
 
 
-def _record(run: Run) -> TaskRecord:
+def _record(run: Run, patterns: Patterns) -> TaskRecord:
     """A run's task, under an id that any scheduler would give it. Raises TaskConsoleError, TypeError, ValueError."""
     schedule, at = run.schedule, run.scheduled_for
     if schedule.drift:
         raise ValueError(schedule.drift)
     starts_at = run.starts_at
-    if starts_at is None and schedule.jitter and run.reason in (Reason.DUE, Reason.LATE):
+    if starts_at is None and schedule.jitter and run.reason in (Reason.DUE, Reason.LATE) and not run.has_waited:
         starts_at = jittered(schedule.pk, at, schedule.jitter, run.following)
     args, kwargs = arguments_of(schedule, at)
     headers = {"periodic_task_name": schedule.name, "scheduled_for": at.isoformat()} | schedule.headers
@@ -270,18 +283,10 @@ def _record(run: Run) -> TaskRecord:
     key = f"{schedule.pk} {at.timestamp()}" + (f" backfill {run.backfill_id}" if run.backfill_id else "")
     run.record_id = str(uuid5(_NAMESPACE, key))
     now = getattr(schedule, "database_now", None) or max(at, starts_at or at)
-    return current_app.build_record(
-        schedule.task,
-        args,
-        kwargs,
-        task_id=run.record_id,
-        queue=schedule.queue or settings.CRON_QUEUE,
-        priority=schedule.priority,
-        expires=expires_at(schedule, max(now, starts_at or now), run.following),
-        eta=starts_at,
-        soft_time_limit=schedule.soft_time_limit,
-        time_limit=schedule.time_limit,
-        headers=headers,
+    expires = expires_at(schedule, max(now, starts_at or now), run.following)
+    pattern = patterns.of(schedule)
+    return current_app.build_like(
+        pattern, args, kwargs, task_id=run.record_id, eta=starts_at, expires=expires, headers=headers
     )
 
 

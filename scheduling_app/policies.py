@@ -55,6 +55,8 @@ class Run:
     following: datetime | None = None
     #: When its task may start, where that is not at once.
     starts_at: datetime | None = None
+    #: Whether it waited for an earlier run: jitter has no say then.
+    has_waited: bool = False
     record_id: str | None = None
 
     def skip(self, reason: str, detail: str) -> None:

@@ -170,7 +170,7 @@ class RecordingCelery(Celery):
             eta=_moment("countdown", countdown) if eta is None else _moment("eta", eta),
             expires=_moment("expires", options.pop("expires", None)),
         )
-        headers = {key: value for key, value in (options.pop("headers", None) or {}).items() if key != GEN_HEADER}
+        headers = _own_headers(options.pop("headers", None))
         record.options = _given(options) | ({"headers": headers} if headers else {})
         record.publish_at = record.eta if record.eta and record.eta > timezone.now() else None
         if task is not None:
@@ -194,6 +194,17 @@ class RecordingCelery(Celery):
                     self._apply_task_options(record, options["task_type"])
             records.append(record)
         return records
+
+    def build_like(self, record: TaskRecord, args, kwargs, *, task_id: str, eta=None, expires=None, headers=None):
+        """As build_record would make it, of the task and with the options of `record`, at a third of the cost."""
+        other = record.sibling(task_id)
+        other.args, other.kwargs = _checked_arguments(record.name, args, kwargs)
+        other.root_id, other.options = task_id, record.options | {"headers": _own_headers(headers)}
+        other.eta, other.expires = _moment("eta", eta), _moment("expires", expires)
+        other.publish_at = other.eta if other.eta and other.eta > timezone.now() else None
+        if (task := self.tasks.get(record.name)) is not None:
+            self._apply_task_options(other, task)
+        return other
 
     def _apply_task_options(self, record: TaskRecord, task) -> None:
         """What a task's own options say about when there may be another one of it (uniqueness.py, limits.py)."""
@@ -315,6 +326,10 @@ _UNSTORABLE = re.compile("[\x00\ud800-\udfff]")
 
 def _given(options: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in options.items() if value is not None and value != []}
+
+
+def _own_headers(headers: Mapping[str, Any] | None) -> dict[str, Any]:
+    return {key: value for key, value in (headers or {}).items() if key != GEN_HEADER}
 
 
 def _checked_arguments(name, args, kwargs) -> tuple[Sequence, Mapping]:

@@ -289,6 +289,26 @@ def test_a_run_expires_at_the_next_due_time_or_with_the_grace(fields, after):
         assert abs(record.expires - timezone.now() - after) < timedelta(seconds=3)
 
 
+def test_a_header_put_in_by_sql_does_not_void_the_message():
+    schedule = due(timedelta(0), headers={"gen": 5, "tenant": "a"})
+    firing.fire_due()
+    assert "gen" not in schedule.runs.get().record.options["headers"]
+
+
+def test_schedules_of_one_batch_do_not_share_what_is_their_own():
+    one = due(timedelta(0), name="one", args=["one"], priority=1, headers={"of": "one"}, expires_after=60)
+    two = due(timedelta(0), name="two", args=["two"], priority=1, headers={"of": "two"}, time_limit=9)
+    three = due(timedelta(0), name="three", args=["three"], queue="celery_queue")
+    firing.fire_due()
+    found = [schedule.runs.get().record for schedule in (one, two, three)]
+    assert [record.args for record in found] == [["one"], ["two"], ["three"]]
+    assert [record.root_id == record.task_id for record in found] == [True] * 3
+    assert [record.options["headers"].get("of") for record in found] == ["one", "two", None]
+    assert [record.options.get("time_limit") for record in found] == [None, 9, None]
+    assert [record.queue for record in found] == ["cron_queue", "cron_queue", "celery_queue"]
+    assert [record.priority for record in found] == [1, 1, app.conf.task_default_priority]
+
+
 # Drift
 
 

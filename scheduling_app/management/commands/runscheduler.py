@@ -1,3 +1,4 @@
+import gc
 import os
 import signal
 import time
@@ -24,6 +25,7 @@ class Command(BaseCommand):
         manager = ApsSchedulerManager()
         if not self.stopping:
             manager.start()
+            gc.freeze()  # what is loaded by now stays: nothing of it is to be looked through again
             self.stdout.write("Scheduler started.")
             drift.watch.latest()  # it looks in a thread of its own, and logs what it finds
             while not self.stopping:
