@@ -32,7 +32,7 @@ from scheduling_app.policies import (
 from scheduling_app.signatures import arguments_of
 from scheduling_app.triggers import TimingError, jittered
 from tasks_app import states
-from tasks_app.exceptions import NotUnique, TaskConsoleError
+from tasks_app.exceptions import DuplicateTask, NotUnique, TaskConsoleError
 from tasks_app.execution import RETRY_HEADER
 from tasks_app.models import TaskRecord
 
@@ -196,6 +196,8 @@ def submit_records(runs: Iterable[Run], records: Sequence[TaskRecord]) -> None:
             current_app.submit_one(record)  # the other may have ended just now
         except NotUnique as error:
             _skip_not_unique(next(run for run in runs if run.record_id == record.task_id), error)
+        except DuplicateTask:  # it was made before, and its run was deleted since: the row has it again
+            logger.warning("Task %s of a due time was there already.", record.task_id)
 
 
 def trim(schedule_ids: Iterable[int]) -> None:
@@ -213,6 +215,9 @@ def _plan(schedule: Schedule) -> None:
     except TimingError as error:
         schedule.problem = f"{error.field}: {error}"[:500]
         logger.error("Schedule %r cannot fire: %s", schedule.name, schedule.problem)
+    except Exception as error:  # one that cannot be planned at all must not keep the others from it
+        schedule.problem = f"{type(error).__name__}: {error}"[:500]
+        logger.exception("Schedule %r cannot be planned.", schedule.name)
 
 
 def _standings(schedules: Sequence[Schedule]) -> dict[int, Standing]:

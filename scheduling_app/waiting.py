@@ -9,7 +9,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from django.db import transaction
-from django.db.models import QuerySet
+from django.db.models import Count, QuerySet
 from django.db.models.functions import Now
 
 from scheduling_app.firing import make_records, submit_records
@@ -22,7 +22,8 @@ PAUSE = timedelta(seconds=1)
 
 def release_waiting(limit: int = 500) -> int:
     """Fire runs whose turn has come, in transactions of `limit` schedules or backfills. A count."""
-    return _release(_queued_schedules(), _turns_of_schedule, limit) + _release(_backfills(), _turns_of_backfill, limit)
+    fired = _release("schedule", _queued_schedules(), _turns_of_schedule, limit)
+    return fired + _release("backfill", _backfills(), _turns_of_backfill, limit)
 
 
 def next_look() -> datetime | None:
@@ -31,16 +32,25 @@ def next_look() -> datetime | None:
     return datetime.now(UTC) + PAUSE if some else None
 
 
-def _release(owners: QuerySet, turns: Callable[[Any], Iterator[Run]], limit: int) -> int:
+def _release(kind: str, owners: QuerySet, turns: Callable[[Any, int], Iterator[Run]], limit: int) -> int:
     """Through all of them, so that many which have to wait on keep no others from their turn."""
     count: int = 0
     last: int | None = 0
     while last is not None:
         with transaction.atomic():
             batch = list(owners.filter(pk__gt=last).order_by("pk")[:limit])
-            count += _fire([run for owner in batch for run in turns(owner)])
+            unfinished = _unfinished(kind, batch)
+            count += _fire([run for owner in batch for run in turns(owner, unfinished.get(owner.pk, 0))])
         last = batch[-1].pk if len(batch) == limit else None
     return count
+
+
+def _unfinished(kind: str, owners: Sequence[Schedule] | Sequence[Backfill]) -> dict[int, int]:
+    """How many runs of each are unfinished; a backfill has a limit of its own, beside that of its schedule."""
+    runs = ScheduleRun.objects.filter(**{f"{kind}__in": owners}).unfinished()
+    if kind == "schedule":
+        runs = runs.filter(backfill=None)
+    return dict(runs.order_by().values_list(kind).annotate(count=Count("pk")))
 
 
 def _fire(runs: Sequence[Run]) -> int:
@@ -62,14 +72,14 @@ def _queued_schedules() -> QuerySet[Schedule]:
     return Schedule.objects.locked(Schedule.objects.filter(pk__in=_queued().values("schedule")), None)
 
 
-def _turns_of_schedule(schedule: Schedule) -> Iterator[Run]:
+def _turns_of_schedule(schedule: Schedule, unfinished: int) -> Iterator[Run]:
+    room = None if schedule.overlap == Overlap.ALLOW else schedule.max_instances - unfinished
+    if room is not None and room <= 0:  # mostly, and without a query
+        return
     waiting = _queued().filter(schedule=schedule).order_by("scheduled_for")
-    if schedule.overlap != Overlap.ALLOW:
-        unfinished = schedule.runs.filter(backfill=None).unfinished().count()
-        waiting = waiting[: max(schedule.max_instances - unfinished, 0)]
-    for at in waiting.values_list("scheduled_for", flat=True):
+    for at in waiting.values_list("scheduled_for", flat=True)[:room]:
         detail, following = "Waited for an earlier run.", schedule.next_fire_at
-        yield Run(schedule, at, Outcome.FIRED, Reason.LATE, detail, following=following)
+        yield Run(schedule, at, Outcome.FIRED, Reason.LATE, detail, following=following, has_waited=True)
 
 
 def _backfills() -> QuerySet[Backfill]:
@@ -78,10 +88,9 @@ def _backfills() -> QuerySet[Backfill]:
     return running.annotate(database_now=Now()).select_for_update(skip_locked=True, of=("self",))
 
 
-def _turns_of_backfill(backfill: Backfill) -> Iterator[Run]:
+def _turns_of_backfill(backfill: Backfill, unfinished: int) -> Iterator[Run]:
     schedule = backfill.schedule
     schedule.database_now = backfill.database_now  # type: ignore[attr-defined]
-    unfinished = backfill.runs.unfinished().count()
     waiting = backfill.runs.filter(outcome=Outcome.WAITING)
     waiting = waiting.order_by("-scheduled_for" if backfill.newest_first else "scheduled_for")
     chosen = waiting.values_list("scheduled_for", "record")[: max(backfill.concurrency - unfinished, 0)]

@@ -7,6 +7,7 @@ from uuid import uuid4
 import pytest
 from celery import current_app as app
 from django.db import connection, transaction
+from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
 
 from scheduling_app import backfill, firing, policies
@@ -232,6 +233,19 @@ def test_many_that_queue_keep_none_from_its_turn():
     TaskRecord.objects.filter(schedule_run__schedule=two).update(state="SUCCESS", finished_at=timezone.now())
     assert release_waiting(limit=1) == 1
     assert (unfinished(one), unfinished(two)) == ([0], [1])
+
+
+def test_a_look_costs_no_more_where_more_have_to_wait():
+    costs = []
+    for names in ("a", "bcde"):
+        for name in names:
+            passed("STARTED", "waiting", overlap="queue_all", name=name)
+            start(passed("STARTED", "", name=f"{name} again"))
+        release_waiting()
+        with CaptureQueriesContext(connection) as queries:
+            assert release_waiting() == 0
+        costs.append(len(queries))
+    assert costs[0] == costs[1]
 
 
 # Pause, resume, cancel

@@ -4,11 +4,11 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 from celery import current_app as app
-from django.db import transaction
+from django.db import IntegrityError, connection, transaction
 from django.utils import timezone
 
 from scheduling_app import firing, policies
-from scheduling_app.models import Schedule
+from scheduling_app.models import Backfill, Schedule, ScheduleRun
 from tasks_app.models import TaskRecord
 
 pytestmark = pytest.mark.django_db
@@ -146,6 +146,55 @@ def test_a_time_that_fired_already_does_not_fire_again(published, commits):
         firing.fire_due()
     assert len(runs(schedule)) == TaskRecord.objects.count() == len(published) == 1
     assert again(schedule).problem == ""
+
+
+def test_a_time_whose_row_was_deleted_has_its_task_again(published, commits):
+    schedule = due(timedelta(seconds=1))
+    first = again(schedule).next_fire_at
+    with commits():
+        firing.fire_due()
+        task = schedule.runs.get().record
+        schedule.runs.all().delete()
+        Schedule.objects.filter(pk=schedule.pk).update(next_fire_at=first)
+        firing.fire_due()
+    assert schedule.runs.get().record == task
+    assert TaskRecord.objects.count() == len(published) == 1
+    assert again(schedule).problem == ""
+
+
+def test_a_schedule_that_cannot_be_planned_at_all_stops_alone(monkeypatch):
+    bad, good = make("bad"), make("good")
+    timing = Schedule.timing
+
+    def raises(schedule):
+        if schedule.name == "bad":
+            raise KeyError("a bug")
+        return timing(schedule)
+
+    monkeypatch.setattr(Schedule, "timing", raises)
+    firing.plan_changed()
+    assert "a bug" in again(bad).problem
+    assert again(good).next_fire_at is not None
+
+
+@pytest.mark.parametrize("column", ["run_at", "start_at", "end_at"])
+def test_a_time_that_python_cannot_hold_is_refused_also_by_sql(column):
+    schedule = make()
+    with connection.cursor() as cursor, pytest.raises(IntegrityError, match="schedule_times_in_range"):
+        cursor.execute(f"UPDATE scheduling_app_schedule SET {column} = 'infinity' WHERE id = %s", [schedule.pk])
+
+
+def test_a_schedule_deleted_by_sql_takes_its_runs_along():
+    schedule = due(timedelta(0))
+    firing.fire_due()
+    backfill = Backfill.objects.create(schedule=schedule, start_at=timezone.now(), end_at=timezone.now())
+    schedule.runs.update(backfill=backfill)
+    with connection.cursor() as cursor:
+        cursor.execute("DELETE FROM scheduling_app_schedule WHERE id = %s", [schedule.pk])
+        cursor.execute("SET CONSTRAINTS ALL IMMEDIATE")
+    assert not ScheduleRun.objects.exists()
+    assert not Backfill.objects.exists()
+    assert TaskRecord.objects.count() == 1
 
 
 def test_a_paused_schedule_does_not_fire():

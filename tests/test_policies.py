@@ -91,6 +91,17 @@ def test_a_run_that_is_due_does_not_overtake_one_that_waits():
     assert [outcome for outcome, _ in runs(schedule)] == ["fired", "waiting", "waiting"]
 
 
+def test_a_run_that_has_waited_starts_at_once():
+    schedule = due(timedelta(0), overlap="queue_one", jitter=3600, every=1, unit="days")
+    firing.fire_due()
+    fire_again(schedule)
+    end(schedule)
+    assert release_waiting() == 1
+    first, second = (run.record.eta for run in schedule.runs.order_by("scheduled_for"))
+    assert first is not None
+    assert second is None
+
+
 def test_so_many_wait_and_no_more(monkeypatch):
     monkeypatch.setattr(Schedule, "MAX_QUEUED", 2)
     schedule = due(timedelta(0), overlap="queue_all")

@@ -41,7 +41,7 @@ class Manage:
 
     def __init__(self, *arguments: str, **environment: str):
         self.arguments = arguments
-        self.environment = {**os.environ, **environment}
+        self.environment = {**os.environ, "PYTHONUNBUFFERED": "1", **environment}  # for `said`
         self.output = tempfile.NamedTemporaryFile("w+b", prefix="taskconsole-", suffix=".log")  # noqa: SIM115
 
     def __enter__(self) -> "Manage":

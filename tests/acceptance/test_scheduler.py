@@ -17,11 +17,11 @@ from tests.acceptance.processes import Manage, eventually
 
 @pytest.fixture
 def schedule(committed):
-    """Makes schedules of `sample.noop`, which are deleted at the end."""
+    """Makes schedules, of `sample.noop` unless told, which are deleted at the end."""
     made = []
 
     def make(**fields) -> Schedule:
-        made.append(Schedule.objects.create(name=str(uuid4()), task="sample.noop", **fields))
+        made.append(Schedule.objects.create(**{"name": str(uuid4()), "task": "sample.noop"} | fields))
         return made[-1]
 
     yield make

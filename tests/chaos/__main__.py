@@ -9,6 +9,7 @@ import tempfile
 from dataclasses import asdict, replace
 from pathlib import Path
 
+from tests.chaos import schedulers
 from tests.chaos.cluster import ROOT
 from tests.chaos.run import FAULTS_PER_MINUTE, RATE, SETTLE, Report, Scenario, run
 from tests.chaos.sabotage import GUARDS
@@ -25,7 +26,8 @@ def main() -> int:
     if options.seed is None:
         first, last = map(int, options.seeds.split("-"))
         return lane([_scenario(options, seed) for seed in range(first, last + 1)])
-    report = run(_scenario(options, options.seed), keep=options.keep)
+    do = schedulers.run if options.schedulers else run
+    report = do(_scenario(options, options.seed), keep=options.keep)
     print(report, flush=True)
     if options.json:
         Path(options.json).write_text(json.dumps(asdict(report)))
@@ -43,6 +45,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--rate", type=float, default=RATE, help="submissions a second (default: %(default)g)")
     parser.add_argument("--kinds", nargs="*", default=[], help="of faults; all by default")
     parser.add_argument("--mix", nargs="*", default=[], help="kinds of load; all by default")
+    parser.add_argument("--schedulers", type=int, default=0, metavar="N", help="N of them alone, over many schedules")
     parser.add_argument("--settings", type=json.loads, default={}, help=argparse.SUPPRESS)
     parser.add_argument("--sql", default="", help=argparse.SUPPRESS)
     parser.add_argument("--settle", type=float, default=SETTLE, help=argparse.SUPPRESS)
@@ -55,7 +58,7 @@ def _options() -> argparse.Namespace:
 def _scenario(options: argparse.Namespace, seed: int) -> Scenario:
     return Scenario(
         seed, options.seconds, options.faults_per_minute, options.rate, options.kinds, options.mix, options.settings,
-        options.sql, options.without, options.settle,
+        options.sql, options.without, options.settle, options.schedulers,
     )  # fmt: skip
 
 
@@ -126,7 +129,7 @@ def _arguments(scenario: Scenario) -> list[str]:
     return [
         f"--seed={scenario.seed}", f"--seconds={scenario.seconds}", f"--faults-per-minute={scenario.per_minute}",
         f"--rate={scenario.rate}", f"--settings={json.dumps(scenario.settings)}", f"--sql={scenario.sql}",
-        f"--settle={scenario.settle}", f"--without={scenario.without}",
+        f"--settle={scenario.settle}", f"--without={scenario.without}", f"--schedulers={scenario.schedulers}",
         *(["--kinds", *scenario.kinds] if scenario.kinds else []), *(["--mix", *scenario.mix] if scenario.mix else []),
     ]  # fmt: skip
 

@@ -145,7 +145,7 @@ class Cluster:
 
     def add(self, name: str, *arguments: str) -> Program:
         log = self.directory / f"{name}.log"
-        self.programs[name] = program = Program(name, list(arguments), log, self.environment)
+        self.programs[name] = program = Program(name, list(arguments), log, self.environment | {"PGAPPNAME": name})
         program.start()
         return program
 
@@ -161,9 +161,8 @@ class Cluster:
 
     def wait_until_ready(self, timeout: float = 60) -> None:
         give_up_at = time.monotonic() + timeout
-        words = {"worker1": "ready.", "worker2": "ready.", "scheduler1": "started.", "scheduler2": "started."}
-        for name, word in words.items():
-            program = self.programs[name]
+        for name, program in self.programs.items():
+            word = "started." if name.startswith("scheduler") else "ready."
             while word not in program.said(1000):
                 if time.monotonic() > give_up_at or not program.is_up:
                     raise RuntimeError(f"{name} does not start:\n{program.said()}")
@@ -227,8 +226,8 @@ class Cluster:
 
     @property
     def load_has_ended(self) -> bool:
-        load = self.programs["load"].process
-        return load is not None and load.poll() == 0
+        load = self.programs.get("load")
+        return load is None or (load.process is not None and load.process.poll() == 0)
 
     def stop(self) -> None:
         for program in self.programs.values():

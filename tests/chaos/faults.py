@@ -21,6 +21,8 @@ from tests.chaos.cluster import STOP_PATIENCE, Cluster, Program
 
 #: Between a queue's name and a priority, in the name of kombu's list for it.
 _SEPARATOR = "\x06\x16"
+#: Seconds that a scheduler is frozen at most: twice as long as Postgres leaves its transaction alone.
+LONGEST_FREEZE = 30
 
 
 @dataclass(frozen=True)
@@ -138,6 +140,25 @@ def freeze(kind: str) -> Do:
     return do
 
 
+def freeze_in_transaction(storm: Storm, fault: Fault) -> str | None:
+    """With rows locked: it waits for a lock of ours, and gets it when it is frozen."""
+    program = storm.pick("scheduler", fault)
+    if program is None:
+        return None
+    blocked = "SELECT FROM pg_locks JOIN pg_stat_activity USING (pid) WHERE NOT granted AND application_name = %s"
+    with storm.cluster.database() as connection, connection.transaction():
+        connection.execute("LOCK TABLE scheduling_app_schedulerun IN SHARE MODE")
+        give_up_at = time.monotonic() + 3
+        while not connection.execute(blocked, [program.name]).rowcount:
+            if time.monotonic() > give_up_at:
+                return None
+            connection.execute("SELECT pg_stat_clear_snapshot()")
+            time.sleep(0.01)
+        program.signal(signal.SIGSTOP)
+    storm.after(fault.dose * LONGEST_FREEZE, lambda: program.signal(signal.SIGCONT))
+    return f"{program.name} for {fault.dose * LONGEST_FREEZE:.1f} s"
+
+
 def terminate(kind: str) -> Do:
     def do(storm: Storm, fault: Fault) -> str | None:
         program = storm.pick(kind, fault)
@@ -248,20 +269,20 @@ def lose_messages(storm: Storm, fault: Fault) -> str | None:
     """Half of what is queued is gone, and the broker's note of what workers have got."""
     lost = 0
     with storm.cluster.redis() as broker:
-        for key in _lists(broker):
+        for key in queues(broker):
             lost += len(broker.rpop(key, max(1, broker.llen(key) // 2)) or [])
         lost += broker.hlen("unacked")
         broker.delete("unacked", "unacked_index")
     return f"{lost} messages" if lost else None
 
 
-def _lists(broker: redis.Redis) -> list[bytes]:
+def queues(broker: redis.Redis) -> list[bytes]:
     return [key for key in broker.scan_iter(_type="list") if not key.startswith(b"_kombu")]
 
 
 def _messages(broker: redis.Redis) -> Iterator[tuple[str, bytes]]:
     """Each message with the name of its list, under a delivery tag of its own."""
-    for key in _lists(broker):
+    for key in queues(broker):
         for message in broker.lrange(key, 0, -1):
             yield key.decode(), _retagged(json.loads(message))
     for entry in broker.hvals("unacked"):
@@ -337,6 +358,7 @@ KINDS: dict[str, tuple[int, Do]] = {
     "freeze child": (1, freeze_child),
     "kill scheduler": (1, kill("scheduler")),
     "freeze scheduler": (1, freeze("scheduler")),
+    "freeze scheduler in a transaction": (0, freeze_in_transaction),  # when asked for
     "terminate scheduler": (1, terminate("scheduler")),
     "kill submitter": (1, kill_load),
     "kill broker": (2, kill_broker),

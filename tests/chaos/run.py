@@ -49,7 +49,10 @@ class Report:
 
 @dataclass(frozen=True)
 class Scenario:
-    """`kinds` of faults and `mix` of the load: all where they are empty. `without`: the name of a guard, taken away."""
+    """`kinds` of faults and `mix` of the load: all where they are empty. `without`: the name of a guard, taken away.
+
+    `schedulers`: so many of them and nothing else, see schedulers.py.
+    """
 
     seed: int
     seconds: float = 60
@@ -61,15 +64,16 @@ class Scenario:
     sql: str = ""
     without: str = ""
     settle: float = SETTLE
+    schedulers: int = 0
 
 
 def run(scenario: Scenario, keep: bool = False) -> Report:
     """Run it in this process, which is to be a fresh one: Django is set up for this run's database."""
     began = time.monotonic()
     settings = dict(scenario.settings) | ({"SABOTAGE": scenario.without} if scenario.without else {})
-    with _directory(keep) as directory, Cluster(directory, settings) as cluster:
+    with directory(keep) as place, Cluster(place, settings) as cluster:
         cluster.make_tables(scenario.sql)
-        _set_up_django(cluster)
+        set_up_django(cluster)
         _make_schedules()
         cluster.start_all(scenario.seed, scenario.seconds, scenario.rate, *scenario.mix)
         storm = Storm(cluster)
@@ -82,19 +86,19 @@ def run(scenario: Scenario, keep: bool = False) -> Report:
 
 
 @contextlib.contextmanager
-def _directory(keep: bool) -> Iterator[Path]:
-    directory = Path(tempfile.mkdtemp(prefix="taskconsole-chaos-"))
-    directory.chmod(0o755)
+def directory(keep: bool) -> Iterator[Path]:
+    place = Path(tempfile.mkdtemp(prefix="taskconsole-chaos-"))
+    place.chmod(0o755)
     try:
-        yield directory
+        yield place
     finally:
         if keep:
-            print(f"kept: {directory}", flush=True)
+            print(f"kept: {place}", flush=True)
         else:
-            shutil.rmtree(directory, ignore_errors=True)
+            shutil.rmtree(place, ignore_errors=True)
 
 
-def _set_up_django(cluster: Cluster) -> None:
+def set_up_django(cluster: Cluster) -> None:
     os.environ.update(cluster.environment)
     os.environ.pop("SABOTAGE", None)
     import django
