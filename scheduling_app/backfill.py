@@ -61,6 +61,8 @@ def due_times(schedule: Schedule, start: datetime, end: datetime) -> list[DueTim
     if start > now:
         raise BackfillError("It starts in the future: choose a range of times that have passed.")
     end = min(end, now)
+    if schedule.enabled and schedule.next_fire_at is not None:  # what is due and not fired yet is the schedulers'
+        end = min(end, schedule.next_fire_at - MICROSECOND)
     after = schedule.timing().times_after(start - MICROSECOND)
     times = list(islice(takewhile(lambda at: at <= end, after), Backfill.MOST + 1))
     if len(times) > Backfill.MOST:

@@ -9,6 +9,7 @@ import random
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from datetime import datetime
+from typing import Any
 from uuid import UUID, uuid5
 
 from celery import current_app
@@ -68,8 +69,7 @@ class Batch:
         due = due_times(timing, schedule.next_fire_at, schedule.database_now)
         judge = Judge(schedule, due, standing)
         self.runs += judge.runs()
-        schedule.last_fire_at = schedule.database_now
-        schedule.next_fire_at = None if schedule.is_used_up else due.following
+        schedule.last_fire_at, schedule.next_fire_at = schedule.database_now, due.following
         if judge.cancels:
             self._cancelling.append(schedule)
         if standing.failed:
@@ -77,7 +77,13 @@ class Batch:
 
     def write(self) -> None:
         _cancel_unfinished(self._cancelling)
-        submit(self.runs)
+        inserted = submit(self.runs)
+        for run in self.runs:
+            if run.outcome != Outcome.SKIPPED and (run.schedule.pk, run.scheduled_for) in inserted:
+                run.schedule.fired_count += 1
+        for schedule in self.schedules:
+            if schedule.is_used_up:
+                schedule.next_fire_at = None
         Schedule.objects.advance(self.schedules)
         for schedule in self._failing:
             Schedule.objects.filter(pk=schedule.pk).set_enabled(False, failures(schedule))
@@ -113,8 +119,9 @@ def _step_all(schedules: list[Schedule], standings: dict[int, Standing]) -> int:
 
 
 def _step_each(schedules: list[Schedule], standings: dict[int, Standing]) -> int:
-    """The same, one by one: a schedule that cannot be fired at all stops, and says why; the others go on."""
+    """The same, one by one: of one that cannot be fired, that time is recorded as invalid, and the others go on."""
     for schedule in schedules:
+        at, fired_count = schedule.next_fire_at, schedule.fired_count
         try:
             with transaction.atomic():
                 batch = Batch()
@@ -124,7 +131,9 @@ def _step_each(schedules: list[Schedule], standings: dict[int, Standing]) -> int
             raise
         except Exception as error:
             logger.exception("Schedule %r cannot be fired.", schedule.name)
-            schedule.next_fire_at, schedule.problem = None, f"{type(error).__name__}: {error}"[:500]
+            ScheduleRun.objects.insert([Run(schedule, at, Outcome.SKIPPED, Reason.INVALID, _said(error))])
+            schedule.fired_count, schedule.last_fire_at = fired_count, schedule.database_now
+            schedule.next_fire_at = schedule.timing().next_after(schedule.database_now)
             Schedule.objects.advance([schedule])
     return len(schedules)
 
@@ -157,11 +166,15 @@ def run_now(schedule: Schedule, by: str = "") -> Run:
     return run
 
 
-def submit(runs: Sequence[Run]) -> None:
-    """Insert the runs, and the tasks of those that are new; a run whose task cannot be made is recorded as skipped."""
+def submit(runs: Sequence[Run]) -> set[tuple[int, datetime]]:
+    """Insert the runs, and the tasks of those that are new: (id of the schedule, due time) of these.
+
+    A run whose task cannot be made is recorded as skipped.
+    """
     records = make_records(runs)
     inserted = ScheduleRun.objects.insert(runs)
     submit_records(runs, [record for key, record in records.items() if key in inserted])
+    return inserted
 
 
 def make_records(runs: Iterable[Run]) -> dict[tuple[int, datetime], TaskRecord]:
@@ -179,13 +192,13 @@ def make_records(runs: Iterable[Run]) -> dict[tuple[int, datetime], TaskRecord]:
 class Patterns(dict[tuple, TaskRecord]):
     """Records from which those of a batch are made, by what schedules say of a task besides its arguments."""
 
-    def of(self, schedule: Schedule) -> TaskRecord:
+    def of(self, schedule: Schedule, args: Any, kwargs: Any) -> TaskRecord:
         key = (schedule.task, schedule.queue, schedule.priority, schedule.soft_time_limit, schedule.time_limit)
         if key not in self:
             name, queue, priority, soft, hard = key
             options = {"queue": queue or settings.CRON_QUEUE, "priority": priority}
             limits = {"soft_time_limit": soft, "time_limit": hard}
-            self[key] = current_app.build_record(name, schedule.args, schedule.kwargs, **options, **limits)
+            self[key] = current_app.build_record(name, args, kwargs, **options, **limits)
         return self[key]
 
 
@@ -216,8 +229,12 @@ def _plan(schedule: Schedule) -> None:
         schedule.problem = f"{error.field}: {error}"[:500]
         logger.error("Schedule %r cannot fire: %s", schedule.name, schedule.problem)
     except Exception as error:  # one that cannot be planned at all must not keep the others from it
-        schedule.problem = f"{type(error).__name__}: {error}"[:500]
+        schedule.problem = _said(error)
         logger.exception("Schedule %r cannot be planned.", schedule.name)
+
+
+def _said(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}"[:500]
 
 
 def _standings(schedules: Sequence[Schedule]) -> dict[int, Standing]:
@@ -289,7 +306,7 @@ def _record(run: Run, patterns: Patterns) -> TaskRecord:
     run.record_id = str(uuid5(_NAMESPACE, key))
     now = getattr(schedule, "database_now", None) or max(at, starts_at or at)
     expires = expires_at(schedule, max(now, starts_at or now), run.following)
-    pattern = patterns.of(schedule)
+    pattern = patterns.of(schedule, args, kwargs)
     return current_app.build_like(
         pattern, args, kwargs, task_id=run.record_id, eta=starts_at, expires=expires, headers=headers
     )

@@ -12,6 +12,7 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from functools import cached_property
 from itertools import takewhile
 
 from django.conf import settings
@@ -22,6 +23,8 @@ from scheduling_app.triggers import Timing
 
 #: Seconds after its time from which a run is late, or missed.
 PUNCTUAL = timedelta(seconds=5)
+#: For so long another scheduler may hold a row that is due, and freeze: it was not missed yet.
+FROZEN = timedelta(seconds=18)
 #: Rows of a schedule in the ledger: so many runs are kept, and of more missed times the earlier ones get none.
 KEPT: int = getattr(settings, "SCHEDULE_RUNS_KEPT", 1000)
 
@@ -110,13 +113,14 @@ class Judge:
     def runs(self) -> list[Run]:
         """A run for each time, until there were `max_runs` of them."""
         schedule, runs = self.schedule, []
+        left = len(self.due.times) if schedule.max_runs is None else schedule.max_runs - schedule.fired_count
         for number, at in enumerate(self.due.times):
-            if schedule.is_used_up:
+            if left <= 0:
                 break
             following = self.due.times[number + 1] if number + 1 < len(self.due.times) else self.due.following
             run = self._judged(at, number)
             run.following = following
-            schedule.fired_count += run.outcome != Outcome.SKIPPED
+            left -= run.outcome != Outcome.SKIPPED
             runs.append(run)
         if self.due.left_out_since:
             since = f"Stands for the times missed since {self.due.left_out_since:%Y-%m-%d %H:%M:%S} UTC."
@@ -137,14 +141,24 @@ class Judge:
         if grace is not None and late > timedelta(seconds=grace):
             return self._skipped(at, Reason.MISFIRE, f"{late.total_seconds():.0f} s late, {grace} s are allowed.")
         match schedule.catch_up:
-            case CatchUp.LATEST if number < len(times) - 1:
-                latest = f"{times[-1]:%Y-%m-%d %H:%M:%S} UTC"
+            case CatchUp.LATEST if number < self._latest:
+                latest = f"{times[self._latest]:%Y-%m-%d %H:%M:%S} UTC"
                 return self._skipped(at, Reason.MISFIRE, f"The latest time, {latest}, stands for it.")
             case CatchUp.ALL if number < len(times) - Schedule.MAX_CATCH_UP:
                 return self._skipped(at, Reason.LIMIT, f"{Schedule.MAX_CATCH_UP} missed times run at once, no more.")
-            case CatchUp.NONE if late > PUNCTUAL:
+            case CatchUp.NONE if late > FROZEN:
                 return self._skipped(at, Reason.MISFIRE, "Its missed times are not made up for.")
         return None
+
+    @cached_property
+    def _latest(self) -> int:
+        """The number of the latest time, of those that its calendar does not skip if there are any."""
+        numbers, blackout = range(len(self.due.times) - 1, -1, -1), self.standing.blackout
+        if not isinstance(blackout, Blackout) or self.schedule.blackout_action == Schedule.BlackoutAction.DEFER:
+            return numbers[0]
+        times = self.due.times
+        free = (number for number in numbers if blackout.free_from(times[number]) == times[number])
+        return next(free, numbers[0])
 
     def _blacked_out(self, at: datetime) -> Run | None:
         blackout = self.standing.blackout
@@ -157,7 +171,7 @@ class Judge:
             return None
         if free_from is None or self.schedule.blackout_action == Schedule.BlackoutAction.SKIP:
             return self._skipped(at, Reason.BLACKOUT, f"Calendar {blackout.name}.")
-        if overlapping := self._overlapping(at):
+        if self.schedule.overlap != Overlap.CANCEL and (overlapping := self._overlapping(at)):
             return overlapping
         run = self._fired(at, f"Moved to {free_from:%Y-%m-%d %H:%M:%S} UTC, out of calendar {blackout.name}.")
         run.starts_at = free_from

@@ -4,17 +4,22 @@ They are rows of the ledger with the outcome "waiting". Every scheduler looks, o
 turn has come. Room is counted while the schedule's row, or the backfill's, is locked, so several never give it twice.
 """
 
+import logging
 from collections.abc import Callable, Iterator, Sequence
+from copy import copy
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from django.db import transaction
+from django.db import DatabaseError, transaction
 from django.db.models import Count, QuerySet
 from django.db.models.functions import Now
 
 from scheduling_app.firing import make_records, submit_records
-from scheduling_app.models import Backfill, Schedule, ScheduleRun
+from scheduling_app.models import Backfill, Calendar, Schedule, ScheduleRun
 from scheduling_app.policies import Outcome, Overlap, Reason, Run
+from scheduling_app.triggers import TimingError
+
+logger = logging.getLogger(__name__)
 
 #: Between two looks while something waits.
 PAUSE = timedelta(seconds=1)
@@ -40,7 +45,7 @@ def _release(kind: str, owners: QuerySet, turns: Callable[[Any, int], Iterator[R
         with transaction.atomic():
             batch = list(owners.filter(pk__gt=last).order_by("pk")[:limit])
             unfinished = _unfinished(kind, batch)
-            count += _fire([run for owner in batch for run in turns(owner, unfinished.get(owner.pk, 0))])
+            count += _fire_all([run for owner in batch for run in turns(owner, unfinished.get(owner.pk, 0))])
         last = batch[-1].pk if len(batch) == limit else None
     return count
 
@@ -51,6 +56,28 @@ def _unfinished(kind: str, owners: Sequence[Schedule] | Sequence[Backfill]) -> d
     if kind == "schedule":
         runs = runs.filter(backfill=None)
     return dict(runs.order_by().values_list(kind).annotate(count=Count("pk")))
+
+
+def _fire_all(runs: Sequence[Run]) -> int:
+    try:
+        with transaction.atomic():
+            return _fire([copy(run) for run in runs])
+    except DatabaseError:
+        raise
+    except Exception:
+        logger.exception("Runs that waited could not be fired together; each is fired by itself.")
+    return sum(map(_fire_one, runs))
+
+
+def _fire_one(run: Run) -> int:
+    try:
+        with transaction.atomic():
+            return _fire([copy(run)])
+    except DatabaseError:
+        raise
+    except Exception as error:
+        run.skip(Reason.INVALID, f"{type(error).__name__}: {error}")
+        return _fire([run])
 
 
 def _fire(runs: Sequence[Run]) -> int:
@@ -64,7 +91,8 @@ def _fire(runs: Sequence[Run]) -> int:
 
 
 def _queued():
-    return ScheduleRun.objects.filter(outcome=Outcome.WAITING, backfill=None, schedule__enabled=True)
+    waiting = ScheduleRun.objects.filter(outcome=Outcome.WAITING, reason=Reason.OVERLAP)
+    return waiting.filter(backfill=None, schedule__enabled=True)
 
 
 def _queued_schedules() -> QuerySet[Schedule]:
@@ -76,10 +104,19 @@ def _turns_of_schedule(schedule: Schedule, unfinished: int) -> Iterator[Run]:
     room = None if schedule.overlap == Overlap.ALLOW else schedule.max_instances - unfinished
     if room is not None and room <= 0:  # mostly, and without a query
         return
+    if schedule.blackout is not None and not _is_free(schedule.blackout, schedule.database_now):
+        return
     waiting = _queued().filter(schedule=schedule).order_by("scheduled_for")
     for at in waiting.values_list("scheduled_for", flat=True)[:room]:
         detail, following = "Waited for an earlier run.", schedule.next_fire_at
         yield Run(schedule, at, Outcome.FIRED, Reason.LATE, detail, following=following, has_waited=True)
+
+
+def _is_free(calendar: Calendar, now: datetime) -> bool:
+    try:
+        return calendar.blackout().free_from(now) == now
+    except TimingError:  # each of its due times is recorded as invalid, and says so
+        return False
 
 
 def _backfills() -> QuerySet[Backfill]:
@@ -94,7 +131,7 @@ def _turns_of_backfill(backfill: Backfill, unfinished: int) -> Iterator[Run]:
     waiting = backfill.runs.filter(outcome=Outcome.WAITING)
     waiting = waiting.order_by("-scheduled_for" if backfill.newest_first else "scheduled_for")
     chosen = waiting.values_list("scheduled_for", "record")[: max(backfill.concurrency - unfinished, 0)]
-    if not unfinished and not chosen:
+    if not unfinished and not chosen and not waiting.exists():
         Backfill.objects.filter(pk=backfill.pk).update(state=Backfill.State.FINISHED, finished_at=Now())
     for at, before in chosen:
         detail = f"By {backfill.created_by}. " if backfill.created_by else ""

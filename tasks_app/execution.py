@@ -100,7 +100,10 @@ class ConsoleTask(DjangoTask):
         asked = getattr(self.request, RETRY_HEADER, None)
         if isinstance(asked, dict) and not self.request.is_eager:
             pause = min(asked.get("backoff", 0) * 2**self.request.retries, LONGEST_BACKOFF)
-            raise self.retry(exc=error, countdown=pause, max_retries=asked.get("max_retries", 0))
+            try:
+                raise self.retry(exc=error, countdown=pause, max_retries=asked.get("max_retries", 0))
+            finally:  # Celery keeps it on the task, for its autoretry of this and any later run
+                self.__dict__.pop("override_max_retries", None)
 
     def is_cancelled(self) -> bool:
         """Whether this run was asked to stop, or is taken for lost: for a long body to ask now and then, and return."""

@@ -269,6 +269,8 @@ class TaskRecord(models.Model):
             for name in ("args", "kwargs", "options", "queue", "priority", "limit_key", "retries", "eta"):
                 setattr(self, name, getattr(next_run, name))
             self.expires = next_run.expires or self.expires  # a run does not know it: messages carry none
+        if "scheduled_for" in (self.options.get("headers") or {}):  # of a schedule's run it is the time to start by
+            self.expires = None
         due_at = next_run.publish_at if next_run is not None else None
         self.publish_at = due_at or timezone.now() + timedelta(seconds=publish_in)
         self.published_at = self.lease_until = self.slot_at = None

@@ -16,7 +16,7 @@ from scheduling_app.models import Backfill, Schedule, ScheduleRun
 from scheduling_app.waiting import next_look, release_waiting
 from tasks_app import states
 from tasks_app.models import TaskRecord
-from tests.test_firing import make
+from tests.test_firing import due, make
 
 pytestmark = pytest.mark.django_db
 
@@ -384,3 +384,9 @@ def test_two_schedulers_never_give_the_same_room_twice(kind):
         assert other == [0], "it does not wait either"
     assert release_waiting() == 0
     assert len(unfinished(schedule)) == 1
+
+
+def test_what_is_due_and_not_fired_yet_is_left_to_the_schedulers():
+    schedule = due(timedelta(minutes=3, seconds=20))
+    now = timezone.now()
+    assert due_times(Schedule.objects.get(pk=schedule.pk), now - 3 * MINUTE, now) == []

@@ -9,6 +9,7 @@ from django.utils import timezone
 
 from scheduling_app import firing, policies
 from scheduling_app.models import Backfill, Schedule, ScheduleRun
+from tasks_app import models
 from tasks_app.models import TaskRecord
 
 pytestmark = pytest.mark.django_db
@@ -321,9 +322,20 @@ def test_a_schedule_that_cannot_be_fired_at_all_stops_alone(monkeypatch):
     monkeypatch.setattr(app, "build_record", build_record)
     firing.fire_due()
     assert runs(good) == [("fired", "due")]
-    assert runs(bad) == []
-    assert "a router's own bug" in again(bad).problem
+    assert runs(bad) == [("skipped", "invalid")]
+    assert "a router's own bug" in bad.runs.get().detail
+    assert again(bad).next_fire_at > timezone.now(), "it goes on, and may be mended by then"
     assert firing.fire_due() == 0
+
+
+def test_arguments_that_are_too_long_are_an_outcome_too(monkeypatch):
+    monkeypatch.setattr(models, "ARGS_MAX", 50)
+    bad, good = due(timedelta(0), name="bad", args=["x" * 100]), due(timedelta(0), name="good")
+    firing.fire_due()
+    assert runs(bad) == [("skipped", "invalid")]
+    assert "TASK_ARGS_MAX_BYTES" in bad.runs.get().detail
+    assert runs(good) == [("fired", "due")]
+    assert again(bad).next_fire_at > timezone.now()
 
 
 def test_jitter_shifts_the_task_and_not_the_due_time():

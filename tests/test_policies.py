@@ -4,13 +4,15 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 from celery import current_app as app
+from celery.exceptions import Retry
 from django.db import connection
 from django.utils import timezone
 
 from scheduling_app import firing, policies
-from scheduling_app.models import Calendar, Schedule, ScheduleRun, Window
+from scheduling_app.models import Backfill, Calendar, Schedule, ScheduleRun, Window
 from scheduling_app.triggers import Cron
 from scheduling_app.waiting import next_look, release_waiting
+from tasks_app import models
 from tasks_app.models import TaskRecord
 from tests.test_firing import again, due, make, runs
 
@@ -150,6 +152,47 @@ def test_a_lost_run_blocks_until_it_is_rescued():
     assert runs(schedule) == [("fired", "due"), ("skipped", "overlap"), ("fired", "due")]
 
 
+def test_what_waits_does_not_start_within_a_blackout_window(calendar):
+    schedule = due(timedelta(0), overlap="queue_one", blackout=calendar)
+    firing.fire_due()
+    fire_again(schedule)
+    end(schedule)
+    now = timezone.now()
+    window = Window.objects.create(
+        calendar=calendar, start_at=now - timedelta(hours=1), end_at=now + timedelta(hours=1)
+    )
+    assert release_waiting() == 0
+    window.delete()
+    assert release_waiting() == 1
+
+
+def test_a_run_that_cannot_be_made_keeps_no_other_from_its_turn(monkeypatch):
+    bad, good = (
+        due(timedelta(0), name=name, overlap="queue_one", args=[text]) for name, text in (("a", "a" * 100), ("b", "b"))
+    )
+    firing.fire_due()
+    for each in (bad, good):
+        fire_again(each)
+        end(each)
+    monkeypatch.setattr(models, "ARGS_MAX", 50)
+    release_waiting()
+    assert runs(bad)[-1] == ("skipped", "invalid")
+    assert "TASK_ARGS_MAX_BYTES" in bad.runs.first().detail
+    assert runs(good)[-1] == ("fired", "late")
+
+
+def test_what_waited_for_a_backfill_that_was_deleted_by_sql_does_not_run():
+    schedule = due(timedelta(0))
+    backfill = Backfill.objects.create(schedule=schedule, start_at=timezone.now(), end_at=timezone.now())
+    ScheduleRun.objects.create(
+        schedule=schedule, scheduled_for=timezone.now(), outcome="waiting", reason="backfill", backfill=backfill
+    )
+    with connection.cursor() as cursor:
+        cursor.execute("DELETE FROM scheduling_app_backfill")
+    assert next_look() is None
+    assert release_waiting() == 0
+
+
 # Failures
 
 
@@ -207,6 +250,14 @@ def test_a_time_that_is_moved_overlaps_as_any_other(calendar):
     assert runs(schedule) == [("fired", "due"), ("skipped", "overlap")]
 
 
+def test_the_latest_missed_time_is_one_that_may_run(calendar):
+    schedule = due(timedelta(minutes=3, seconds=20), blackout=calendar)
+    window = {"start_at": timezone.now() - timedelta(minutes=1, seconds=30), "end_at": timezone.now()}
+    Window.objects.create(calendar=calendar, **window)
+    firing.fire_due()
+    assert runs(schedule) == [("skipped", "misfire"), ("fired", "caught up"), *[("skipped", "blackout")] * 2]
+
+
 def test_windows_that_follow_each_other_are_one(calendar):
     calendar.timezone = "Europe/Berlin"
     Window(calendar=calendar, cron="0 22 * * *", minutes=120).save()
@@ -248,6 +299,15 @@ def test_it_is_finished_after_so_many_runs():
     Schedule.objects.filter(pk=schedule.pk).update(max_runs=4)
     firing.plan_changed()
     assert again(schedule).next_fire_at > timezone.now()
+
+
+def test_a_run_that_was_not_made_does_not_count():
+    app.send_task("sample.once_while_unfinished", ["key"])
+    schedule = due(timedelta(0), task="sample.once_while_unfinished", args=["key"], max_runs=1)
+    firing.fire_due()
+    assert runs(schedule) == [("skipped", "overlap")]
+    assert again(schedule).fired_count == 0
+    assert again(schedule).next_fire_at is not None
 
 
 def test_runs_by_hand_and_skipped_ones_do_not_count():
@@ -318,6 +378,34 @@ def test_schedules_of_one_batch_do_not_share_what_is_their_own():
     assert [record.options.get("time_limit") for record in found] == [None, 9, None]
     assert [record.queue for record in found] == ["cron_queue", "cron_queue", "celery_queue"]
     assert [record.priority for record in found] == [1, 1, app.conf.task_default_priority]
+
+
+def test_a_unique_task_can_take_its_due_time():
+    schedule = due(timedelta(0), task="sample.once_while_unfinished", args=[], due_kwarg="key")
+    firing.fire_due()
+    fire_again(schedule)
+    assert [outcome for outcome, _ in runs(schedule)] == ["fired"] * 2, "by its due time each is another"
+
+
+def test_a_run_that_has_started_does_not_expire():
+    schedule = due(timedelta(0), expires_after=60, max_retries=3)
+    firing.fire_due()
+    record = schedule.runs.get().record
+    assert record.expires is not None
+    assert record.wait_again().expires is None
+
+
+def test_retries_that_a_message_asks_for_leave_no_trace_on_the_task():
+    task = app.tasks["sample.fail"]
+    asked = {"retry_policy": {"max_retries": 7, "backoff": 60}}
+    task.push_request(id="asked", args=["x"], kwargs={}, retries=0, called_directly=False, is_eager=False, **asked)
+    try:
+        with pytest.raises(Retry):
+            task._retry_as_asked(ValueError("x"))
+    finally:
+        task.pop_request()
+    assert "override_max_retries" not in vars(task)
+    assert TaskRecord.objects.get(task_id="asked").retries == 1
 
 
 # Drift

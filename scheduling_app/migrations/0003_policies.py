@@ -1,3 +1,5 @@
+from importlib import import_module
+
 import django.core.validators
 import django.db.models.deletion
 import django.db.models.functions.datetime
@@ -5,6 +7,8 @@ import scheduling_app.models
 import tasks_app.models
 from django.db import migrations, models
 
+
+before = import_module("scheduling_app.migrations.0002_notify_changes")
 
 # As 0002 has it, and: since when it is on, or paused; a resumed one needs no note any more; a higher `max_runs` counts.
 TRIGGER = """
@@ -229,7 +233,7 @@ class Migration(migrations.Migration):
             model_name='schedule',
             index=models.Index(condition=models.Q(('owner', ''), _negated=True), fields=['owner'], name='schedule_owned'),
         ),
-        migrations.RunSQL(TRIGGER, migrations.RunSQL.noop),
+        migrations.RunSQL(TRIGGER, before.UNDO + before.TRIGGER),
         # Of this an index for LIKE, as Django makes one for every unique text: written with each run, and never read.
         migrations.RunSQL("DROP INDEX IF EXISTS scheduling_app_schedulerun_record_id_c9495206_like", migrations.RunSQL.noop),
     ]

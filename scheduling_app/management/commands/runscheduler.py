@@ -39,11 +39,14 @@ class Command(BaseCommand):
 
     def sync_declared(self) -> None:
         """Bring the table in line with what apps declare, once it is there. Until then a line says what is missing."""
+        from scheduling_app.firing import fire_due
         from scheduling_app.sync import sync
 
         said = ""
         while not self.stopping:
             try:
+                while fire_due():  # by the definitions that stood when it came due
+                    pass
                 if report := sync():
                     self.stdout.write(str(report))
                 return
