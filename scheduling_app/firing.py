@@ -133,7 +133,10 @@ def _step_each(schedules: list[Schedule], standings: dict[int, Standing]) -> int
             logger.exception("Schedule %r cannot be fired.", schedule.name)
             ScheduleRun.objects.insert([Run(schedule, at, Outcome.SKIPPED, Reason.INVALID, _said(error))])
             schedule.fired_count, schedule.last_fire_at = fired_count, schedule.database_now
-            schedule.next_fire_at = schedule.timing().next_after(schedule.database_now)
+            try:
+                schedule.next_fire_at = schedule.timing().next_after(schedule.database_now)
+            except Exception:  # it is the timing, then: there is no next one
+                schedule.next_fire_at, schedule.problem = None, _said(error)
             Schedule.objects.advance([schedule])
     return len(schedules)
 

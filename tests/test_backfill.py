@@ -386,6 +386,14 @@ def test_two_schedulers_never_give_the_same_room_twice(kind):
     assert len(unfinished(schedule)) == 1
 
 
+def test_schedulers_are_told_of_a_backfill_that_begins_or_goes_on():
+    each = start(passed(""))
+    backfill.pause(Backfill.objects.filter(pk=each.pk))
+    with CaptureQueriesContext(connection) as queries:
+        backfill.resume(Backfill.objects.filter(pk=each.pk))
+    assert any("pg_notify" in query["sql"] for query in queries), "a scheduler may sleep for long"
+
+
 def test_what_is_due_and_not_fired_yet_is_left_to_the_schedulers():
     schedule = due(timedelta(minutes=3, seconds=20))
     now = timezone.now()

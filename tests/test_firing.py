@@ -178,6 +178,22 @@ def test_a_schedule_that_cannot_be_planned_at_all_stops_alone(monkeypatch):
     assert again(good).next_fire_at is not None
 
 
+def test_a_schedule_whose_timing_has_a_bug_stops_alone(monkeypatch):
+    bad, good = due(timedelta(0), name="bad"), due(timedelta(0), name="good")
+    timing = Schedule.timing
+
+    def raises(schedule):
+        if schedule.name == "bad":
+            raise KeyError("a bug")
+        return timing(schedule)
+
+    monkeypatch.setattr(Schedule, "timing", raises)
+    firing.fire_due()
+    assert runs(good) == [("fired", "due")]
+    assert runs(bad) == [("skipped", "invalid")]
+    assert (again(bad).next_fire_at, again(bad).problem) == (None, "KeyError: 'a bug'")
+
+
 @pytest.mark.parametrize("column", ["run_at", "start_at", "end_at"])
 def test_a_time_that_python_cannot_hold_is_refused_also_by_sql(column):
     schedule = make()
