@@ -26,9 +26,9 @@ logger = logging.getLogger(__name__)
 
 #: Seconds: the longest sleep, in case a NOTIFY is lost; and the wait while the database is away.
 POLL, BACK_OFF = timedelta(seconds=30), timedelta(seconds=1)
-#: Schedules fired in one transaction; and seconds of such transactions before their messages go out, well within the
+#: Schedules fired in one transaction; and seconds of such transactions before their messages go out, within the
 #: grace that the relay leaves for that.
-BATCH, PASS = 500, 1.0
+BATCH, PASS = 500, 1.8
 #: Between looks at what is due, and what another scheduler holds.
 HELD = timedelta(seconds=0.1)
 
