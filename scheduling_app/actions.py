@@ -16,6 +16,7 @@ from django.utils import timezone
 from scheduling_app import backfill, firing
 from scheduling_app.backfill import BackfillError, DueTime
 from scheduling_app.models import Backfill, Schedule, ScheduleRun
+from scheduling_app.policies import Run
 from scheduling_app.triggers import TimingError
 from tasks_app.pages import log
 
@@ -40,12 +41,18 @@ def run_now(schedules: QuerySet[Schedule], user: AbstractBaseUser) -> str:
     total, chosen = schedules.count(), list(schedules[:MOST_RUNS])
     if total > MOST_RUNS:
         return f"None started: {total} are too many at once, {MOST_RUNS} at most."
-    runs = [firing.run_now(schedule, by=user.get_username()) for schedule in chosen]
-    for schedule, run in zip(chosen, runs, strict=True):
-        log(user, [schedule], f"Run by hand: task {run.record_id}." if run.record_id else f"Not run: {run.detail}")
+    runs = [run_one(schedule, user) for schedule in chosen]
     refused = [run for run in runs if run.outcome != ScheduleRun.Outcome.FIRED]
     said = f"{len(runs) - len(refused)} started{'' if refused else _which(chosen)}"
     return said + "".join(f"; not {run.schedule.name}: {run.detail}" for run in refused[:3])
+
+
+@transaction.atomic
+def run_one(schedule: Schedule, user: AbstractBaseUser) -> Run:
+    """Run it once, now; the run, which tells its task, or why there is none."""
+    run = firing.run_now(schedule, by=user.get_username())
+    log(user, [schedule], f"Run by hand: task {run.record_id}." if run.record_id else f"Not run: {run.detail}")
+    return run
 
 
 def pause(schedules: QuerySet[Schedule], user: AbstractBaseUser) -> str:

@@ -90,13 +90,14 @@ def utc(naive: datetime) -> datetime:
 @lru_cache(maxsize=1024)
 def zone(name: str) -> tzinfo:
     # Only listed names: ZoneInfo() opens any file a name leads to, and `localtime` is another on each host.
-    if name not in _zone_names():
-        close = difflib.get_close_matches(str(name)[:64], _zone_names(), 1)
+    if name not in names():
+        close = difflib.get_close_matches(str(name)[:64], names(), 1)
         hint = f"did you mean {close[0]}?" if close else "use an IANA name such as Europe/Berlin"
         raise TimingError("timezone", f"{str(name)[:64]!r} is not a time zone: {hint}")
     return zoneinfo.ZoneInfo(name)
 
 
 @cache
-def _zone_names() -> frozenset[str]:
+def names() -> frozenset[str]:
+    """The zones that a schedule can name."""
     return frozenset(zoneinfo.available_timezones() - {"localtime", "Factory"})

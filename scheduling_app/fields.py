@@ -3,8 +3,7 @@
 import json
 import math
 import re
-import zoneinfo
-from datetime import UTC, datetime, tzinfo
+from datetime import datetime, tzinfo
 from functools import cache
 
 from django import forms
@@ -95,13 +94,13 @@ class WallTimeField(forms.DateTimeField):
 @cache
 def zones() -> list[str]:
     """The time zones that forms propose."""
-    return sorted(zoneinfo.available_timezones() - {"localtime", "Factory"})
+    return sorted(clocks.names())
 
 
 def wall(moment: datetime, zone: str) -> datetime:
     """What the clocks of a zone show at a moment, to the second."""
     try:
-        return moment.astimezone(clocks.zone(zone)).replace(tzinfo=None, microsecond=0)
+        return clocks.wall(clocks.zone(zone), moment).replace(microsecond=0)
     except clocks.TimingError:  # written by SQL; the form says so at the field
         return moment.replace(tzinfo=None, microsecond=0)
 
@@ -111,7 +110,7 @@ def placed(moment: datetime, zone: tzinfo) -> datetime:
     if moment.tzinfo:
         return moment
     found = moment.replace(tzinfo=zone)
-    if found.astimezone(UTC).astimezone(zone).replace(tzinfo=None) != moment:
+    if clocks.wall(zone, found) != moment:
         raise ValidationError(f"{moment:%H:%M} does not exist on that day in {zone}: the clocks go forward over it.")
     return found
 

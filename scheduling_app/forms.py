@@ -4,6 +4,7 @@ Fields that do not apply, those of another kind of timing among them, are cleare
 them must not fail because of them. Times are typed as the clocks of the schedule's own zone show them.
 """
 
+from collections.abc import Iterable
 from copy import copy
 from datetime import datetime, tzinfo
 
@@ -19,9 +20,9 @@ from scheduling_app import clocks
 from scheduling_app.fields import ArgumentsField, WallTimeField, placed, wall
 from scheduling_app.models import Calendar, Schedule, default_timezone
 from scheduling_app.preview import TIMING, Preview, label_of, preview_of
-from scheduling_app.rules import MOST_JITTER, own_headers
+from scheduling_app.rules import MOST_JITTER, Complaint, call_complaints, policy_complaints
 from scheduling_app.sentences import sentences
-from scheduling_app.signatures import arguments_of, misfit, parameters_of, registered_tasks
+from scheduling_app.signatures import parameters_of, registered_tasks
 from scheduling_app.triggers import Timing, TimingError
 from tasks_app.execution import LONGEST_BACKOFF
 
@@ -135,12 +136,6 @@ class PlanForm(forms.ModelForm):
     def clean_blackout_action(self) -> str:
         return self.cleaned_data["blackout_action"] or Schedule.BlackoutAction.SKIP
 
-    def clean_due_kwarg(self) -> str:
-        name = self.cleaned_data["due_kwarg"]
-        if name and not name.isidentifier():
-            raise ValidationError("Write the name of an argument, such as scheduled_for.")
-        return name
-
     def _get_validation_exclusions(self):
         # That a kind has what it needs is said here at the field; the model's constraint would say it once more.
         return super()._get_validation_exclusions() | {"kind"}  # type: ignore[misc]
@@ -148,14 +143,20 @@ class PlanForm(forms.ModelForm):
     def clean(self):
         super().clean()
         self._clear_what_does_not_apply()
-        soft, hard = self.cleaned_data.get("soft_time_limit"), self.cleaned_data.get("time_limit")
-        if soft and hard and soft >= hard:
-            self.add_error("soft_time_limit", f"Must be below the time limit, {hard} s: at that the run is killed.")
+        self._complain(policy_complaints(self._given()))
         if self.cleaned_data.get("kind"):
             self._place_times()
             if self.errors.keys().isdisjoint(TIMING):
                 self._clean_timing()
         return self.cleaned_data
+
+    def _given(self) -> Schedule:
+        """A schedule of what is valid, for the rules that hold whatever road a definition comes by."""
+        return Schedule(**{name: value for name, value in self.cleaned_data.items() if value is not None})
+
+    def _complain(self, complaints: Iterable[Complaint]) -> None:
+        for name, said in complaints:
+            self.add_error(name, said)
 
     def _clear_what_does_not_apply(self) -> None:
         given = self.cleaned_data
@@ -256,31 +257,11 @@ class ScheduleForm(PlanForm):
         # A TextField's own cleaning would make Python's repr of a list.
         return super()._get_validation_exclusions() | {"args", "kwargs", "headers"}
 
-    def clean_headers(self) -> dict:
-        headers = self.cleaned_data["headers"]
-        if taken := sorted(own_headers() & headers.keys()):
-            raise ValidationError(f"{', '.join(taken)}: set by Celery or the console itself. Use another name.")
-        return headers
-
     def clean(self):
         super().clean()
-        if not self.instance.owner:
-            self._check_call()
+        if not self.instance.owner and {"task", "args", "kwargs", "due_kwarg"} <= self.cleaned_data.keys():
+            self._complain(call_complaints(self._given(), self.initial.get("task", "")))
         if self.timing and self.timing_changed and self.timing.next_after(self.now) is None:
             at = next(name for name in ("run_at", "end_at", "start_at", "kind") if self.cleaned_data[name])
             self.add_error(at, "past: it would not run")
         return self.cleaned_data
-
-    def _check_call(self) -> None:
-        """The arguments, the due time among them, against what the task takes."""
-        if not {"task", "args", "kwargs", "due_kwarg"} <= self.cleaned_data.keys():
-            return
-        task, args, kwargs, due = (self.cleaned_data[name] for name in ("task", "args", "kwargs", "due_kwarg"))
-        if due in kwargs:
-            self.add_error("due_kwarg", f"{due} is one of the keyword arguments already.")
-            return
-        complaint = misfit(task, *arguments_of(Schedule(args=args, kwargs=kwargs, due_kwarg=due), self.now))
-        if complaint and due and misfit(task, args, kwargs) is None:
-            complaint = ("due_kwarg", complaint[1])
-        if complaint:
-            self.add_error(*complaint)

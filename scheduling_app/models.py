@@ -31,14 +31,22 @@ def default_timezone() -> str:
     return settings.TIME_ZONE
 
 
+def locked(rows: models.QuerySet) -> models.QuerySet:
+    """These rows, locked for the caller's transaction, with the database's time as `database_now`.
+
+    Those that another scheduler holds are left to it.
+    """
+    return rows.annotate(database_now=Now()).select_for_update(skip_locked=True, of=("self",))
+
+
 class ScheduleQuerySet(models.QuerySet["Schedule"]):
     def changed(self, limit: int):
         """Schedules whose next time is to be computed anew; locked, those of other schedulers left to them."""
-        return self.locked(self.filter(changed_at__isnull=False).order_by("changed_at"), limit)
+        return locked(self.filter(changed_at__isnull=False).order_by("changed_at"))[:limit]
 
     def due(self, limit: int):
         """Schedules to fire, judged by the database's clock, which each row brings along as `database_now`."""
-        return self.locked(self.filter(enabled=True, next_fire_at__lte=Now()).order_by("next_fire_at"), limit)
+        return locked(self.filter(enabled=True, next_fire_at__lte=Now()).order_by("next_fire_at"))[:limit]
 
     def set_enabled(self, enabled: bool, note: str = "") -> int:
         """Pause, with a note of why, or resume; returns how many were not so already."""
@@ -50,11 +58,6 @@ class ScheduleQuerySet(models.QuerySet["Schedule"]):
             rows = [(s.pk, s.next_fire_at, s.last_fire_at, s.problem, s.fired_count) for s in schedules]
             with connection.cursor() as cursor:
                 cursor.execute(_ADVANCE, [list(column) for column in zip(*rows, strict=True)])
-
-    @staticmethod
-    def locked(schedules, limit):
-        """The first of these, locked; those that another scheduler holds are left to it."""
-        return schedules.annotate(database_now=Now()).select_for_update(skip_locked=True, of=("self",))[:limit]
 
 
 class Calendar(models.Model):

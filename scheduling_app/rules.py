@@ -32,7 +32,7 @@ def complaints(schedule: Schedule, stored_task: str = "") -> list[Complaint]:
     for name, shape in _SHAPES.items():
         if not isinstance(getattr(schedule, name), shape):
             return [(name, f"Write {'a JSON list' if shape is list else 'a JSON object'}.")]
-    found = [*_policy_complaints(schedule), *_call_complaints(schedule, stored_task)]
+    found = [*policy_complaints(schedule), *call_complaints(schedule, stored_task)]
     try:
         schedule.timing()
     except TimingError as error:
@@ -40,7 +40,8 @@ def complaints(schedule: Schedule, stored_task: str = "") -> list[Complaint]:
     return found
 
 
-def _policy_complaints(schedule: Schedule) -> list[Complaint]:
+def policy_complaints(schedule: Schedule) -> list[Complaint]:
+    """What is wrong with its limits and its headers."""
     found, soft, hard = [], schedule.soft_time_limit, schedule.time_limit
     if soft and hard and soft >= hard:
         found.append(("soft_time_limit", f"Must be below the time limit, {hard} s: at that the run is killed."))
@@ -48,12 +49,13 @@ def _policy_complaints(schedule: Schedule) -> list[Complaint]:
         found.append(("jitter", f"Must be {MOST_JITTER} s at most, which is a day."))
     if (schedule.retry_backoff or 0) > LONGEST_BACKOFF:
         found.append(("retry_backoff", f"Must be {LONGEST_BACKOFF} s at most."))
-    if taken := sorted(own_headers() & schedule.headers.keys()):
+    if taken := sorted(_own_headers() & schedule.headers.keys()):
         found.append(("headers", f"{', '.join(taken)}: set by Celery or the console itself. Use another name."))
     return found
 
 
-def _call_complaints(schedule: Schedule, stored_task: str) -> list[Complaint]:
+def call_complaints(schedule: Schedule, stored_task: str) -> list[Complaint]:
+    """What is wrong with its task and the arguments, the due time among them, against what the task takes."""
     due = schedule.due_kwarg
     if due and not due.isidentifier():
         return [("due_kwarg", "Write the name of an argument, such as scheduled_for.")]
@@ -64,10 +66,12 @@ def _call_complaints(schedule: Schedule, stored_task: str) -> list[Complaint]:
             return []
         return [("task", f"No task {schedule.task} is registered here. Is its app in INSTALLED_APPS or EXTRA_APPS?")]
     complaint = misfit(schedule.task, *arguments_of(schedule, _SOME_TIME))
+    if complaint and due and misfit(schedule.task, schedule.args, schedule.kwargs) is None:
+        return [("due_kwarg", complaint[1])]
     return [complaint] if complaint else []
 
 
-def own_headers() -> set[str]:
+def _own_headers() -> set[str]:
     """The names of what is in a message's headers anyway."""
     celerys = current_app.amqp.create_task_message("id", "name", (), {}).headers
     return {*celerys, GEN_HEADER, RETRY_HEADER, "periodic_task_name", "scheduled_for"}

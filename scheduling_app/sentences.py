@@ -4,6 +4,7 @@ from datetime import timedelta
 from typing import NamedTuple
 
 from scheduling_app.models import Schedule
+from tasks_app.execution import LONGEST_BACKOFF
 
 CatchUp, Overlap = Schedule.CatchUp, Schedule.Overlap
 
@@ -95,7 +96,9 @@ def _retries(schedule: Schedule, times: int) -> str:
     if not schedule.retry_backoff:
         return f"{said}, at once."
     wait = f"{said}, after {_span(schedule.retry_backoff)}"
-    return f"{wait}." if times == 1 else f"{wait}, then after twice as long each time, 1 hour at most."
+    return (
+        f"{wait}." if times == 1 else f"{wait}, then after twice as long each time, {_span(LONGEST_BACKOFF)} at most."
+    )
 
 
 def _times(number: int) -> str:

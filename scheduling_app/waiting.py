@@ -15,7 +15,7 @@ from django.db.models import Count, QuerySet
 from django.db.models.functions import Now
 
 from scheduling_app.firing import make_records, submit_records
-from scheduling_app.models import Backfill, Calendar, Schedule, ScheduleRun
+from scheduling_app.models import Backfill, Calendar, Schedule, ScheduleRun, locked
 from scheduling_app.policies import Outcome, Overlap, Reason, Run
 from scheduling_app.triggers import TimingError
 
@@ -45,7 +45,8 @@ def _release(kind: str, owners: QuerySet, turns: Callable[[Any, int], Iterator[R
         with transaction.atomic():
             batch = list(owners.filter(pk__gt=last).order_by("pk")[:limit])
             unfinished = _unfinished(kind, batch)
-            count += _fire_all([run for owner in batch for run in turns(owner, unfinished.get(owner.pk, 0))])
+            runs = [run for owner in batch for run in turns(owner, unfinished.get(owner.pk, 0))]
+            count += _fire_all(runs) if runs else 0
         last = batch[-1].pk if len(batch) == limit else None
     return count
 
@@ -97,7 +98,8 @@ def _queued():
 
 def _queued_schedules() -> QuerySet[Schedule]:
     """Schedules with runs that wait, locked."""
-    return Schedule.objects.locked(Schedule.objects.filter(pk__in=_queued().values("schedule")), None)
+    waiting = Schedule.objects.filter(pk__in=_queued().values("schedule"))
+    return locked(waiting.select_related("blackout").prefetch_related("blackout__windows"))
 
 
 def _turns_of_schedule(schedule: Schedule, unfinished: int) -> Iterator[Run]:
@@ -121,8 +123,7 @@ def _is_free(calendar: Calendar, now: datetime) -> bool:
 
 def _backfills() -> QuerySet[Backfill]:
     """Running backfills, locked."""
-    running = Backfill.objects.filter(state=Backfill.State.RUNNING).select_related("schedule")
-    return running.annotate(database_now=Now()).select_for_update(skip_locked=True, of=("self",))
+    return locked(Backfill.objects.filter(state=Backfill.State.RUNNING).select_related("schedule"))
 
 
 def _turns_of_backfill(backfill: Backfill, unfinished: int) -> Iterator[Run]:

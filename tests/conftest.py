@@ -56,3 +56,11 @@ def no_watch(monkeypatch):
 def commits(django_capture_on_commit_callbacks):
     """Run what waits for a commit, as a committed block would: `with commits(): …`."""
     return lambda: django_capture_on_commit_callbacks(execute=True)
+
+
+@pytest.fixture
+def published(monkeypatch):
+    """The ids of tasks whose messages went out, in their order; the broker gets none of them."""
+    ids = []
+    monkeypatch.setattr(current_app, "publish", lambda records: ids.extend(record.task_id for record in records))
+    return ids

@@ -18,16 +18,9 @@ from tasks_app import states
 from tasks_app.models import TaskRecord
 from tests.test_firing import due, make
 
-pytestmark = pytest.mark.django_db
+pytestmark = [pytest.mark.django_db, pytest.mark.usefixtures("published")]
 
 MINUTE = timedelta(minutes=1)
-
-
-@pytest.fixture(autouse=True)
-def published(monkeypatch):
-    ids = []
-    monkeypatch.setattr(app, "publish", lambda records: ids.extend(record.task_id for record in records))
-    return ids
 
 
 def passed(*before: str, **fields) -> Schedule:
@@ -398,3 +391,13 @@ def test_what_is_due_and_not_fired_yet_is_left_to_the_schedulers():
     schedule = due(timedelta(minutes=3, seconds=20))
     now = timezone.now()
     assert due_times(Schedule.objects.get(pk=schedule.pk), now - 3 * MINUTE, now) == []
+
+
+def test_one_that_may_run_nothing_is_not_finished_while_something_waits():
+    """As SQL may have it; a larger number, by the same road, lets it go on."""
+    each = start(passed(""))
+    Backfill.objects.filter(pk=each.pk).update(concurrency=0)
+    release_waiting()
+    assert again(each).state == "running"
+    Backfill.objects.filter(pk=each.pk).update(concurrency=1)
+    assert release_waiting() == 1

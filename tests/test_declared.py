@@ -95,7 +95,7 @@ def test_a_limit_of_unfinished_runs_skips_what_is_above_it_as_with_the_manager()
         ("args", "JSON list", {"every": "1h", "args": "x"}),
         ("args", "JSON", {"every": "1h", "args": [object()]}),
         ("kwargs", "unexpected keyword argument 'minutes'", {"every": "1h", "kwargs": {"minutes": 1}}),
-        ("kwargs", "unexpected keyword argument 'at'", {"every": "1h", "due_kwarg": "at"}),
+        ("due_kwarg", "unexpected keyword argument 'at'", {"every": "1h", "due_kwarg": "at"}),
         ("kwargs", "JSON object", {"every": "1h", "kwargs": [1]}),
     ],
 )

@@ -183,7 +183,7 @@ def test_the_pages_show_what_was_found_soon_after_the_start(watch, client, djang
     watch.thread.join(10)
     eventually(lambda: connections() <= before, what="its connection is closed")
     assert "nightly & co" in caplog.text
-    for address in (LIST, ADMIN, reverse("tasks:overview")):
+    for address in (LIST, ADMIN, reverse("schedules:next")):
         text = client.get(address).text
         assert "1 schedule would not run" in text
         assert f'No task sample.gone is registered. <a href="{LIST}?q=sample.gone">nightly &amp; co</a>' in text
@@ -238,4 +238,5 @@ def test_the_overview_shows_it_to_those_who_may_see_schedules(monkeypatch, clien
     group = drift.Group("sample.gone", "No task sample.gone is registered.", ["nightly"], 1)
     monkeypatch.setattr(drift.watch, "_drift", drift.Drift(1, [group]))
     client.force_login(django_user_model.objects.create(username="staff", is_staff=True))
-    assert "nightly" not in client.get(reverse("tasks:overview")).text
+    assert reverse("schedules:next") not in client.get(reverse("tasks:overview")).text
+    assert client.get(reverse("schedules:next")).status_code == 403

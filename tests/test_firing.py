@@ -12,14 +12,7 @@ from scheduling_app.models import Backfill, Schedule, ScheduleRun
 from tasks_app import models
 from tasks_app.models import TaskRecord
 
-pytestmark = pytest.mark.django_db
-
-
-@pytest.fixture(autouse=True)
-def published(monkeypatch):
-    ids = []
-    monkeypatch.setattr(app, "publish", lambda records: ids.extend(record.task_id for record in records))
-    return ids
+pytestmark = [pytest.mark.django_db, pytest.mark.usefixtures("published")]
 
 
 def make(name="s", **fields) -> Schedule:
@@ -163,16 +156,20 @@ def test_a_time_whose_row_was_deleted_has_its_task_again(published, commits):
     assert again(schedule).problem == ""
 
 
-def test_a_schedule_that_cannot_be_planned_at_all_stops_alone(monkeypatch):
-    bad, good = make("bad"), make("good")
+def break_timing_of(bad: Schedule, monkeypatch) -> None:
     timing = Schedule.timing
 
     def raises(schedule):
-        if schedule.name == "bad":
+        if schedule.pk == bad.pk:
             raise KeyError("a bug")
         return timing(schedule)
 
     monkeypatch.setattr(Schedule, "timing", raises)
+
+
+def test_a_schedule_that_cannot_be_planned_at_all_stops_alone(monkeypatch):
+    bad, good = make("bad"), make("good")
+    break_timing_of(bad, monkeypatch)
     firing.plan_changed()
     assert "a bug" in again(bad).problem
     assert again(good).next_fire_at is not None
@@ -180,14 +177,7 @@ def test_a_schedule_that_cannot_be_planned_at_all_stops_alone(monkeypatch):
 
 def test_a_schedule_whose_timing_has_a_bug_stops_alone(monkeypatch):
     bad, good = due(timedelta(0), name="bad"), due(timedelta(0), name="good")
-    timing = Schedule.timing
-
-    def raises(schedule):
-        if schedule.name == "bad":
-            raise KeyError("a bug")
-        return timing(schedule)
-
-    monkeypatch.setattr(Schedule, "timing", raises)
+    break_timing_of(bad, monkeypatch)
     firing.fire_due()
     assert runs(good) == [("fired", "due")]
     assert runs(bad) == [("skipped", "invalid")]

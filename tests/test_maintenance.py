@@ -16,13 +16,6 @@ from tasks_app.models import Duty, TaskRecord
 objects = TaskRecord.objects
 
 
-@pytest.fixture
-def published(monkeypatch):
-    ids = []
-    monkeypatch.setattr(app, "publish", lambda records: ids.extend(record.task_id for record in records))
-    return ids
-
-
 def insert(task_id, due_in: float = -1) -> None:
     publish_at = timezone.now() + timedelta(seconds=due_in)
     objects.insert(

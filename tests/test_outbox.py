@@ -18,14 +18,6 @@ from tests.sample.tasks import echo, noop
 pytestmark = pytest.mark.django_db
 
 
-@pytest.fixture
-def published(monkeypatch):
-    """Ids in the order they were handed to the broker; nothing reaches it."""
-    ids = []
-    monkeypatch.setattr(app, "publish", lambda records: ids.extend(record.task_id for record in records))
-    return ids
-
-
 def record_of(result) -> TaskRecord:
     return TaskRecord.objects.get(task_id=result.id)
 

@@ -16,14 +16,7 @@ from tasks_app import models
 from tasks_app.models import TaskRecord
 from tests.test_firing import again, due, make, runs
 
-pytestmark = pytest.mark.django_db
-
-
-@pytest.fixture(autouse=True)
-def published(monkeypatch):
-    ids = []
-    monkeypatch.setattr(app, "publish", lambda records: ids.extend(record.task_id for record in records))
-    return ids
+pytestmark = [pytest.mark.django_db, pytest.mark.usefixtures("published")]
 
 
 def fire_again(schedule, late=timedelta(0)) -> None:
@@ -150,6 +143,15 @@ def test_a_lost_run_blocks_until_it_is_rescued():
     assert rescue_lost() == 1
     fire_again(schedule)
     assert runs(schedule) == [("fired", "due"), ("skipped", "overlap"), ("fired", "due")]
+
+
+def test_a_time_that_is_moved_cancels_nothing_that_runs_before_it(calendar):
+    now = timezone.now()
+    schedule = due(timedelta(0), overlap="cancel", blackout=calendar, blackout_action="defer")
+    firing.fire_due()
+    Window.objects.create(calendar=calendar, start_at=now - timedelta(hours=1), end_at=now + timedelta(hours=1))
+    fire_again(schedule)
+    assert list(TaskRecord.objects.values_list("state", flat=True)) == ["PENDING", "PENDING"]
 
 
 def test_what_waits_does_not_start_within_a_blackout_window(calendar):

@@ -1,9 +1,11 @@
 """A deploy, with real processes: what code declares is followed, and what would not run is said and recorded."""
 
 from contextlib import contextmanager
+from datetime import timedelta
 
 import pytest
 from django.db import connection
+from django.utils import timezone
 
 from scheduling_app.models import Schedule, ScheduleRun
 from tests.acceptance.processes import Manage, eventually
@@ -28,7 +30,10 @@ def test_a_deploy_follows_what_the_apps_declare(tidied):
         each_second = Schedule.objects.get(name="sample each second")
         eventually(lambda: each_second.runs.filter(outcome="fired").exists())
         yearly = Schedule.objects.get(name="sample yearly")
+    missed = timezone.now() - timedelta(minutes=1)
+    Schedule.objects.filter(pk=yearly.pk).update(next_fire_at=missed)  # it came due while no scheduler ran
     with version("2") as process:
+        assert yearly.runs.get().scheduled_for == missed, "fired before the new code moved its times"
         said = process.said()
         assert "Schedules in code: renamed: sample yearly → sample new year; " in said
         assert "changed: sample new year; " in said

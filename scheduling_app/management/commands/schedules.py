@@ -14,7 +14,7 @@ from django.utils import timezone
 from django.utils.dateparse import parse_datetime
 
 from scheduling_app import actions, exchange
-from scheduling_app.models import Calendar, Schedule, ScheduleRun
+from scheduling_app.models import Calendar, Schedule
 from scheduling_app.outlook import ON, PROBLEM, STATES, Outlook
 from scheduling_app.terminal import REFUSED, WRONG, account, named, shown
 from scheduling_app.triggers import Cron, Date, Interval, Timing, TimingError, parse_every
@@ -110,11 +110,10 @@ class Command(BaseCommand):
     def do_run(self, *, names: Sequence[str], **_) -> None:
         user, refused = account(), False
         for schedule in named(names):
-            self.stdout.write(actions.run_now(Schedule.objects.filter(pk=schedule.pk), user))
-            run = schedule.runs.latest("scheduled_for")
-            refused |= run.outcome != ScheduleRun.Outcome.FIRED
-            if run.record_id:
-                self.stdout.write(f"Its task is {run.record_id}.")
+            run = actions.run_one(schedule, user)
+            refused |= run.record_id is None
+            said = f"started, task {run.record_id}" if run.record_id else f"not started: {run.detail}"
+            self.stdout.write(f"{schedule.name}: {said}")
         if refused:
             sys.exit(REFUSED)
 
