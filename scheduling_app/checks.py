@@ -11,8 +11,13 @@ def schedules_would_run(app_configs, databases, **_):
         return []
     try:
         found = drift.find()
-    except (OperationalError, ProgrammingError):  # no database, or none of its tables yet: `migrate` asks here, too
+    except ProgrammingError:  # none of its tables yet: `migrate` asks here, too
         return []
+    except OperationalError as error:
+        hint = "Is DATABASE_URL right?"
+        return [
+            Warning(f"Schedules were not looked through: {str(error).strip()}", hint=hint, id="scheduling_app.W002")
+        ]
     if not found:
         return []
     hint = "Edit them, or bring back what they need: until then each of their due times is recorded as invalid."

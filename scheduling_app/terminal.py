@@ -1,4 +1,4 @@
-"""What the commands of the terminal share: who acts, which schedules are named, and how times are written."""
+"""What the commands of the terminal share: how they fail, who acts, which schedules are named, how times look."""
 
 import difflib
 import getpass
@@ -9,6 +9,8 @@ from django.contrib.auth import get_user_model
 from django.contrib.auth.hashers import make_password
 from django.contrib.auth.models import AbstractBaseUser
 from django.core.management import CommandError
+from django.core.management.base import BaseCommand
+from django.db import OperationalError
 from django.db.models import QuerySet
 
 from scheduling_app.models import Schedule
@@ -17,6 +19,19 @@ from scheduling_app.models import Schedule
 REFUSED, WRONG = 1, 2
 #: Names among which close ones are looked for.
 SEARCHED = 10_000
+
+
+class TerminalCommand(BaseCommand):
+    """A command whose errors are a line each, also where there is no database."""
+
+    def execute(self, *args, **options):
+        try:
+            return super().execute(*args, **options)
+        except OperationalError as error:
+            said = str(error).strip().splitlines()[0]
+            raise CommandError(
+                f"The database does not answer: {said}. Is DATABASE_URL right?", returncode=WRONG
+            ) from error
 
 
 def account() -> AbstractBaseUser:

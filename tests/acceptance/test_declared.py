@@ -58,6 +58,21 @@ def test_a_bad_declaration_stops_a_process_where_it_is_written(committed):
     )
 
 
+@pytest.mark.parametrize(
+    ("command", "status", "says"),
+    [
+        (["schedules", "list"], 2, "CommandError: The database does not answer: "),
+        (["importbeat"], 2, "CommandError: The database does not answer: "),
+        (["check", "--database", "default"], 0, "(scheduling_app.W002) Schedules were not looked through: "),
+    ],
+)
+def test_a_command_that_has_no_database_says_so_and_not_that_all_is_well(committed, command, status, says):
+    with Manage(*command, DATABASE_URL="postgres://nobody@127.0.0.1:1/nothing") as process:
+        assert process.process.wait(30) == status
+        assert says in process.said()
+        assert "Traceback" not in process.said()
+
+
 def test_due_times_of_what_would_not_run_are_recorded_as_invalid_and_the_others_fire(tidied, worker):
     with connection.cursor() as cursor:
         for name, task, args in [

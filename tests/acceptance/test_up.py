@@ -65,11 +65,13 @@ class Console:
         assert self.process.poll() is None, self.output.read_text()
         return self
 
-    def popen(self, **arguments):
+    def popen(self, *command, **arguments):
+        """`manage.py up`, or another command, as from another terminal."""
         environment = {name: value for name, value in os.environ.items() if name not in UNSET}
         environment |= {"DATA_DIR": str(self.directory / "var"), "DEBUG": "0"}
-        command = [sys.executable, str(self.directory / "project/manage.py"), "up", "--port", str(self.port)]
-        return subprocess.Popen(command, env=environment, cwd="/", **arguments)
+        manage = [sys.executable, str(self.directory / "project/manage.py")]
+        command = command or ("up", "--port", str(self.port))
+        return subprocess.Popen([*manage, *command], env=environment, cwd="/", **arguments)
 
     def stop(self):
         if self.process:
@@ -140,6 +142,13 @@ def test_lines_carry_the_name_of_their_process_and_no_colour(console):
     assert "\033[" not in text
 
 
+def test_a_command_in_another_terminal_finds_its_servers(console):
+    with console.popen("schedules", "export", stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as command:
+        assert command.communicate(timeout=PATIENCE)[0] == "[]\n"
+    file = console.directory / "var/running.env"
+    assert file.stat().st_mode & 0o777 == 0o600, "it has passwords"
+
+
 def test_a_second_up_on_the_same_data_says_so(console):
     second = console.popen(stderr=subprocess.PIPE, text=True)
     _, errors = second.communicate(timeout=PATIENCE)
@@ -176,6 +185,7 @@ def test_sigterm_ends_well_leaves_no_process_and_the_data(console, password):
     console.process.terminate()
     assert console.process.wait(PATIENCE) == 0
     assert [process for process in family if is_alive(process)] == []
+    assert not (console.directory / "var/running.env").exists()
     console.start()
     assert "password:" not in console.output.read_text()
     assert console.log_in(password)

@@ -3,21 +3,21 @@ from datetime import datetime, tzinfo
 from typing import Any
 
 from django.apps import apps
-from django.core.management.base import BaseCommand, CommandError, CommandParser
+from django.core.management.base import CommandError, CommandParser
 from django.db import transaction
 from django.utils import timezone
 
 from scheduling_app import parity
 from scheduling_app.importing import BEAT_FIELDS, Found, Over, Refused, from_periodic_task
 from scheduling_app.models import Schedule
-from scheduling_app.terminal import REFUSED, account, shown
+from scheduling_app.terminal import REFUSED, TerminalCommand, account, shown
 from tasks_app.pages import log
 
 #: Differences around changes of the clocks that are printed of one task.
 MOST_ROWS = 6
 
 
-class Command(BaseCommand):
+class Command(TerminalCommand):
     help = (
         "Makes schedules of django-celery-beat's periodic tasks. Without --apply it only shows what it would do: the "
         "next five times of each in both systems, and where they differ, also when the clocks change, and why. What a "

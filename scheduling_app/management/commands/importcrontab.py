@@ -2,14 +2,14 @@ import sys
 from pathlib import Path
 
 from django.conf import settings
-from django.core.management.base import BaseCommand, CommandError, CommandParser
+from django.core.management.base import CommandError, CommandParser
 from django.db import transaction
 from django.utils import timezone
 
 from scheduling_app import clocks
 from scheduling_app.crontab import Line, read
 from scheduling_app.models import Schedule
-from scheduling_app.terminal import REFUSED, WRONG, account, shown
+from scheduling_app.terminal import REFUSED, WRONG, TerminalCommand, account, shown
 from scheduling_app.triggers import TimingError, preview
 from tasks_app.models import printable
 from tasks_app.pages import log
@@ -18,7 +18,7 @@ from tasks_app.pages import log
 TIMES = 5
 
 
-class Command(BaseCommand):
+class Command(TerminalCommand):
     help = (
         "Makes schedules of a crontab's lines: of those that ask for an address by curl or wget, through the task "
         "http_request, and of those that run a management command of Django that RUN_COMMAND_ALLOWED names, through "

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from django.conf import settings
-from django.core.management.base import BaseCommand, CommandError, CommandParser
+from django.core.management.base import CommandError, CommandParser
 from django.db import transaction
 from django.utils import timezone
 from django.utils.dateparse import parse_datetime
@@ -16,13 +16,13 @@ from django.utils.dateparse import parse_datetime
 from scheduling_app import actions, exchange
 from scheduling_app.models import Calendar, Schedule
 from scheduling_app.outlook import ON, PROBLEM, STATES, Outlook
-from scheduling_app.terminal import REFUSED, WRONG, account, named, shown
+from scheduling_app.terminal import REFUSED, WRONG, TerminalCommand, account, named, shown
 from scheduling_app.triggers import Cron, Date, Interval, Timing, TimingError, parse_every
 
 _MARKS = {"add": "+", "change": "~", "remove": "-"}
 
 
-class Command(BaseCommand):
+class Command(TerminalCommand):
     help = (
         "Schedules in the terminal. The history names you as LOGIN@terminal. "
         "Exit codes: 0 done, 1 refused, 2 asked for what is not there or cannot be."

@@ -17,6 +17,9 @@ from taskconsole.supervisor import Program, Supervisor, read_procfile
 
 PORT_PATIENCE = 3  # seconds: a web process whose supervisor was killed lives about one second longer
 
+#: What a command in another terminal must know of a running console, to be about the same one.
+TOLD = ("DATABASE_URL", "REDIS_URL", "CELERY_BROKER_URL", "SECRET_KEY", "EXTRA_APPS", "EXTRA_QUEUES", "TIME_ZONE")
+
 
 class Command(BaseCommand):
     help = (
@@ -55,6 +58,7 @@ class Command(BaseCommand):
         say = printer([*procfile, "up"], coloured)
         for server in servers:
             say("up", f"{server.name} listens on port {server.port}; its data and its log are in {server.state}")
+        self.tell_other_terminals(stack, data / "running.env")
         self.migrate()
         reachable = "127.0.0.1" if host == "0.0.0.0" else host  # noqa: S104
         if not Supervisor(programs, servers, say).run(reachable, port):
@@ -87,6 +91,12 @@ class Command(BaseCommand):
             os.environ["REDIS_URL"] = os.environ["CELERY_BROKER_URL"] = valkey.url
             servers.append(valkey)
         return servers
+
+    def tell_other_terminals(self, stack: ExitStack, file: Path) -> None:
+        """While this runs, `manage.py` in another terminal reads from there what its own environment does not say."""
+        file.unlink(missing_ok=True)
+        kept(file, lambda: "\n".join(f"{name}='{os.environ[name]}'" for name in TOLD if name in os.environ))
+        stack.callback(file.unlink, missing_ok=True)
 
     def migrate(self) -> None:
         # A process of its own, for the settings of this one were read before there was a database.
