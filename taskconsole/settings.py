@@ -3,12 +3,13 @@
 from pathlib import Path
 
 from csp.constants import NONE, SELF
+from dotenv import load_dotenv
 from environs import Env
 
 BASE_DIR = Path(__file__).resolve().parent.parent
 
+load_dotenv(BASE_DIR / ".env")  # into the environment, where `manage.py up` and what it starts look too
 env = Env()
-env.read_env(BASE_DIR / ".env", recurse=False)
 
 # Core
 DEBUG = env.bool("DEBUG", False)

@@ -198,6 +198,16 @@ def test_kill_9_leaves_no_process(console):
     wait_for(lambda: not any(is_alive(process) for process in family))
 
 
+def test_a_server_that_dotenv_names_is_used_instead():
+    with tempfile.TemporaryDirectory(prefix="taskconsole-up-") as directory:
+        console = Console(Path(directory))
+        (console.directory / "project/.env").write_text("DATABASE_URL=postgres://nobody@127.0.0.1:1/nothing\n")
+        with console.popen(stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as up:
+            said = up.communicate(timeout=PATIENCE)[0]
+        assert "The database could not be prepared" in said
+        assert not (console.directory / "var/postgres").exists()
+
+
 def test_servers_of_ones_own_are_used_instead(monkeypatch, tmp_path):
     monkeypatch.setenv("DATABASE_URL", "postgres://elsewhere/console")
     monkeypatch.setenv("CELERY_BROKER_URL", "redis://elsewhere")
