@@ -274,10 +274,8 @@ def _blackout(calendar: Calendar):
 
 def _failing(schedules: Sequence[Schedule]) -> list[int]:
     """Which of them failed so often in a row, since they were last switched on, that they are to pause."""
-    rows = [(each.pk, each.pause_after_failures, each.switched_at) for each in schedules]
     with connection.cursor() as cursor:
-        columns = [list(column) for column in zip(*rows, strict=True)]
-        cursor.execute(_FAILING, [*columns, states.FAILURE, list(states.READY_STATES)])
+        cursor.execute(_FAILING, [[each.pk for each in schedules], states.FAILURE, list(states.READY_STATES)])
         return [row[0] for row in cursor.fetchall()]
 
 
@@ -315,14 +313,14 @@ def _record(run: Run, patterns: Patterns) -> TaskRecord:
     )
 
 
-_RUNS, _TASKS = ScheduleRun._meta.db_table, TaskRecord._meta.db_table
+_SCHEDULES, _RUNS, _TASKS = (model._meta.db_table for model in (Schedule, ScheduleRun, TaskRecord))
 _FAILING = f"""
-SELECT watched.id FROM unnest(%s::bigint[], %s::int[], %s::timestamptz[]) AS watched (id, times, since)
-WHERE watched.times = (
+SELECT watched.id FROM {_SCHEDULES} AS watched
+WHERE watched.id = ANY(%s) AND watched.pause_after_failures = (
     SELECT count(*) FILTER (WHERE last.state = %s) FROM (
         SELECT task.state FROM {_RUNS} AS run JOIN {_TASKS} AS task ON task.task_id = run.record_id
-        WHERE run.schedule_id = watched.id AND run.fired_at > watched.since AND task.state = ANY(%s)
-        ORDER BY run.scheduled_for DESC LIMIT watched.times
+        WHERE run.schedule_id = watched.id AND run.fired_at > watched.switched_at AND task.state = ANY(%s)
+        ORDER BY run.scheduled_for DESC LIMIT watched.pause_after_failures
     ) AS last
 )
 """

@@ -13,12 +13,13 @@ from typing import TYPE_CHECKING, Any
 
 from django.conf import settings
 from django.core.validators import MaxValueValidator, MinValueValidator
-from django.db import connection, models
+from django.db import models
 from django.db.models.functions import Now
 
 from scheduling_app import blackout, signatures, triggers
 from tasks_app import states
 from tasks_app.models import JSONText, TaskRecord
+from tasks_app.moves import execute_many, rowset
 
 if TYPE_CHECKING:
     from scheduling_app.policies import Run
@@ -55,9 +56,7 @@ class ScheduleQuerySet(models.QuerySet["Schedule"]):
     def advance(self, schedules: Sequence["Schedule"]) -> None:
         """Write what firing and planning change of these rows, which the caller has locked."""
         if schedules:
-            rows = [(s.pk, s.next_fire_at, s.last_fire_at, s.problem, s.fired_count) for s in schedules]
-            with connection.cursor() as cursor:
-                cursor.execute(_ADVANCE, [list(column) for column in zip(*rows, strict=True)])
+            execute_many(_ADVANCE, _ADVANCED, map(_ADVANCED_OF, schedules))
 
 
 class Calendar(models.Model):
@@ -263,12 +262,13 @@ class ScheduleRunQuerySet(models.QuerySet["ScheduleRun"]):
 
     def insert(self, runs: Iterable["Run"]) -> set[tuple[int, datetime]]:
         """Insert those whose (schedule, due time) has no row yet; returns the keys of these, the ones to act on."""
-        rows = [_INSERTED(run) for run in runs]
+        rows = [_INSERTED_OF(run) for run in runs]
         if not rows:
             return set()
-        with connection.cursor() as cursor:
-            cursor.execute(_INSERT_RUNS, [list(column) for column in zip(*rows, strict=True)])
-            return set(cursor.fetchall())
+        inserted = execute_many(_INSERT_RUNS, _INSERTED, rows)
+        if inserted.rowcount == len(rows):
+            return {row[:2] for row in rows}
+        return set(inserted.fetchall())
 
 
 class Backfill(models.Model):
@@ -363,20 +363,26 @@ class ScheduleRun(models.Model):
         return f"{self.schedule_id} at {self.scheduled_for:%Y-%m-%d %H:%M:%S}"
 
 
+#: Columns that are written for many rows at once, with their types.
+_ADVANCED = {
+    "id": "bigint", "next_fire_at": "timestamptz", "last_fire_at": "timestamptz", "problem": "varchar",
+    "fired_count": "int",
+}  # fmt: skip
+_ADVANCED_OF = attrgetter(*_ADVANCED)
 _ADVANCE = f"""
 UPDATE {Schedule._meta.db_table} AS schedule SET
     next_fire_at = new.next_fire_at, last_fire_at = new.last_fire_at, problem = new.problem,
     fired_count = new.fired_count, changed_at = NULL
-FROM unnest(%s::bigint[], %s::timestamptz[], %s::timestamptz[], %s::varchar[], %s::int[])
-    AS new (id, next_fire_at, last_fire_at, problem, fired_count)
-WHERE schedule.id = new.id
+FROM {rowset(_ADVANCED)} WHERE schedule.id = new.id
 """
-_INSERTED = attrgetter("schedule.id", "scheduled_for", "outcome", "reason", "detail", "record_id", "backfill_id")
+_INSERTED = {
+    "schedule_id": "bigint", "scheduled_for": "timestamptz", "outcome": "varchar", "reason": "varchar",
+    "detail": "varchar", "record_id": "varchar", "backfill_id": "bigint",
+}  # fmt: skip
+_INSERTED_OF = attrgetter("schedule.id", *list(_INSERTED)[1:])
 _INSERT_RUNS = f"""
-INSERT INTO {ScheduleRun._meta.db_table}
-    (schedule_id, scheduled_for, outcome, reason, detail, record_id, backfill_id, fired_at)
-SELECT *, clock_timestamp() FROM unnest(
-    %s::bigint[], %s::timestamptz[], %s::varchar[], %s::varchar[], %s::varchar[], %s::varchar[], %s::bigint[])
+INSERT INTO {ScheduleRun._meta.db_table} ({", ".join(_INSERTED)}, fired_at)
+SELECT {", ".join(_INSERTED)}, clock_timestamp() FROM {rowset(_INSERTED)}
 ON CONFLICT (schedule_id, scheduled_for) DO NOTHING
 RETURNING schedule_id, scheduled_for
 """

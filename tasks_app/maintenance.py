@@ -17,8 +17,9 @@ from kombu.exceptions import OperationalError
 
 from tasks_app import broker, limits
 from tasks_app.models import Duty, TaskRecord
-from tasks_app.moves import LEASE, PUBLISH_GRACE, brief_transaction
+from tasks_app.moves import LEASE, brief_transaction
 from tasks_app.notify import DUE_CHANNEL, Listener
+from tasks_app.publishing import Marker
 
 logger = logging.getLogger(__name__)
 
@@ -95,7 +96,7 @@ def republish_after_restart() -> int:
     if broker.has_epoch():
         return 0
     count = 0
-    for pause in (PUBLISH_GRACE / 4, 0):
+    for pause in (2 * Marker.GATHER, 0):
         with brief_transaction():
             count += TaskRecord.objects.mark_all_forgotten()
         time.sleep(pause)

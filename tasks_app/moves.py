@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 TABLE = "tasks_app_taskrecord"
 #: Seconds that the submitting process has to publish a row itself before the relay does.
-PUBLISH_GRACE = 2
+PUBLISH_GRACE = 5
 #: Seconds for which a claim, and each renewal of it, gives the right to run.
 LEASE: float = getattr(settings, "TASK_LEASE", 30.0)
 #: How many runs of a task with `acks_late=True` may be lost before it has failed.
@@ -44,6 +44,17 @@ def execute(sql: str, params: Sequence[Any]) -> psycopg.Cursor:
         cursor = raw.console_cursor = psycopg.Cursor(raw)
     with connection.wrap_database_errors:
         return cursor.execute(sql, params)
+
+
+def execute_many(sql: str, columns: Iterable[str], rows: Iterable[tuple]) -> psycopg.Cursor:
+    """The same for a statement that reads `rowset`: as JSON, since psycopg puts arrays together in Python."""
+    given = [{name: value for name, value in zip(columns, row, strict=True) if value is not None} for row in rows]
+    return execute(sql, [json.dumps(given, default=str)])
+
+
+def rowset(columns: dict[str, str]) -> str:
+    """The rows of `execute_many`, as `new`, in SQL; `columns`: their types by their names."""
+    return f"json_to_recordset(%s) AS new ({', '.join(f'{name} {kind}' for name, kind in columns.items())})"
 
 
 @contextmanager
@@ -102,9 +113,7 @@ class TaskQuerySet(models.QuerySet["TaskRecord"]):
         """
         if len(records) == 1:
             return [] if execute(_INSERT_ONE, list(records[0].inserted_values())).rowcount else list(records)
-        # As JSON, since arrays are put together in Python, column by column.
-        rows = [dict(zip(INSERTED, record.inserted_values(), strict=True)) for record in records]
-        inserted = execute(_INSERT_MANY, [json.dumps(rows, default=str)])
+        inserted = execute_many(_INSERT_MANY, INSERTED, [record.inserted_values() for record in records])
         if inserted.rowcount == len(records):
             return []
         ids = {row[0] for row in inserted.fetchall()}
@@ -280,12 +289,7 @@ ON CONFLICT DO NOTHING
 _INSERT_ONE = _INSERT.format(
     rows=f"(VALUES ({', '.join(f'%s::{kind}' for kind in INSERTED.values())})) AS new ({', '.join(INSERTED)})"
 )
-_INSERT_MANY = (
-    _INSERT.format(
-        rows=f"json_to_recordset(%s) AS new ({', '.join(f'{name} {kind}' for name, kind in INSERTED.items())})"
-    )
-    + "RETURNING task_id"
-)
+_INSERT_MANY = _INSERT.format(rows=rowset(INSERTED)) + "RETURNING task_id"
 _MESSAGES = "FROM unnest(%s::varchar[], %s::int[]) AS message (task_id, gen)"
 _MARK_PUBLISHED = f"""
 UPDATE {TABLE} AS task SET published_at = clock_timestamp(), publish_at = NULL

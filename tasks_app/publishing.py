@@ -60,6 +60,7 @@ class Publisher:
     def reset(self) -> None:
         """Forget what another process was connected to, and what it had learned."""
         self.__dict__.pop("producers", None)
+        self._origin = anon_nodename()
         self.breaker = Breaker(self.ask)
 
     @cached_property
@@ -149,7 +150,7 @@ class Publisher:
             "callbacks": maybe_list(sending.pop("link", None)),
             "errbacks": maybe_list(sending.pop("link_error", None)),
             "reply_to": sending.pop("reply_to", None) or self.app.thread_oid,
-            "origin": sending.get("origin") or anon_nodename(),
+            "origin": sending.get("origin") or self._origin,
             "create_sent_event": self._sends_event,
         }
         for stamp in sending.pop("stamped_headers", ()):

@@ -7,18 +7,21 @@ import sys
 import time
 from datetime import UTC, datetime, timedelta
 
+import django
 from apscheduler.schedulers.background import BackgroundScheduler
 from apscheduler.triggers.cron import CronTrigger
 from apscheduler.triggers.interval import IntervalTrigger
 
-from benchmarks.peer.celery import app
+import benchmarks.peer.celery  # noqa: F401
+from benchmarks.project.tasks import noop
 
 
 def publish(number: int) -> None:
-    app.send_task("bench.noop", [number])
+    noop.apply_async(args=[number])
 
 
 def main() -> None:
+    django.setup()
     number, due = int(sys.argv[1]), datetime.fromtimestamp(float(sys.argv[2]), UTC)
     scheduler = BackgroundScheduler(timezone=UTC, job_defaults={"misfire_grace_time": None, "coalesce": True})
     interval = IntervalTrigger(hours=1, start_date=due, timezone=UTC)
