@@ -36,6 +36,7 @@ from tasks_app import states
 from tasks_app.exceptions import DuplicateTask, NotUnique, TaskConsoleError
 from tasks_app.execution import RETRY_HEADER
 from tasks_app.models import TaskRecord
+from tasks_app.statements import load
 
 logger = logging.getLogger(__name__)
 
@@ -104,7 +105,7 @@ def fire_due(limit: int = 500) -> int:
 
 def _fire(limit: int, step: Callable[[list[Schedule], dict[int, Standing]], int]) -> int:
     with transaction.atomic():
-        schedules = list(Schedule.objects.due(limit))
+        schedules = load(Schedule.objects.due(limit))
         return step(schedules, _standings(schedules)) if schedules else 0
 
 

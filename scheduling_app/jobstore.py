@@ -28,7 +28,7 @@ logger = logging.getLogger(__name__)
 POLL, BACK_OFF = timedelta(seconds=30), timedelta(seconds=1)
 #: Schedules fired in one transaction; and seconds of such transactions before their messages go out, within the
 #: grace that the relay leaves for that.
-BATCH, PASS = 500, 1.8
+BATCH, PASS = 500, 2.5
 #: Between looks at what is due, and what another scheduler holds.
 HELD = timedelta(seconds=0.1)
 

@@ -19,7 +19,7 @@ from django.db.models.functions import Now
 from scheduling_app import blackout, signatures, triggers
 from tasks_app import states
 from tasks_app.models import JSONText, TaskRecord
-from tasks_app.moves import execute_many, rowset
+from tasks_app.statements import execute_many, rowset
 
 if TYPE_CHECKING:
     from scheduling_app.policies import Run

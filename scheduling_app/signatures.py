@@ -53,13 +53,13 @@ def at_fault(schedule: "Schedule") -> tuple[str, str] | None:
 def misfit(name: str, args: list, kwargs: dict) -> tuple[str, str] | None:
     """Why these arguments do not fit a task, as ("args" or "kwargs", complaint); by the check that `delay` makes."""
     task = current_app.tasks.get(name)
-    return task and _misfit(task, len(args), tuple(kwargs))
+    return _misfit(task, len(args), tuple(kwargs)) if task and task.typing else None
 
 
 @lru_cache(maxsize=1024)
 def _misfit(task: Task, number: int, names: tuple[str, ...]) -> tuple[str, str] | None:
     check = getattr(task, "__header__", None)  # a task from a class has none
-    if check is None or not task.typing:
+    if check is None:
         return None
     args, kwargs = [None] * number, dict.fromkeys(names)
     try:

@@ -26,9 +26,9 @@ from tasks_app import states
 from tasks_app.chords import ChordBackend
 from tasks_app.execution import foreign_record, gen_of, patiently, request_of
 from tasks_app.models import TaskRecord, printable
-from tasks_app.moves import brief_transaction, execute
 from tasks_app.notify import DUE_CHANNEL, notify
 from tasks_app.outbox import Successors, take_successors
+from tasks_app.statements import brief_transaction, execute
 
 logger = logging.getLogger(__name__)
 

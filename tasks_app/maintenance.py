@@ -17,9 +17,10 @@ from kombu.exceptions import OperationalError
 
 from tasks_app import broker, limits
 from tasks_app.models import Duty, TaskRecord
-from tasks_app.moves import LEASE, brief_transaction
+from tasks_app.moves import LEASE
 from tasks_app.notify import DUE_CHANNEL, Listener
 from tasks_app.publishing import Marker
+from tasks_app.statements import brief_transaction
 
 logger = logging.getLogger(__name__)
 

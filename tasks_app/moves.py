@@ -7,18 +7,16 @@ that woke up after its task went elsewhere, change nothing.
 The statements that every task pays for (insert, claim) are written by hand; the ORM would double their cost.
 """
 
-import json
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
-import psycopg
 from django.conf import settings
 from django.db import connection, models, transaction
 from django.db.models.functions import Now
 
 from tasks_app import states
+from tasks_app.statements import execute, execute_many, rowset
 
 if TYPE_CHECKING:
     from tasks_app.models import TaskRecord
@@ -30,41 +28,6 @@ PUBLISH_GRACE = 5
 LEASE: float = getattr(settings, "TASK_LEASE", 30.0)
 #: How many runs of a task with `acks_late=True` may be lost before it has failed.
 MAX_LOST: int = getattr(settings, "TASK_MAX_LOST", 3)
-
-
-def execute(sql: str, params: Sequence[Any]) -> psycopg.Cursor:
-    """Run one of the statements that every task pays for: bound and prepared by the server, past Django's layers.
-
-    The cursor is the connection's own, kept: what it fetches is to be read before the next call.
-    """
-    connection.close_if_health_check_failed()
-    connection.ensure_connection()
-    raw = connection.connection
-    if (cursor := getattr(raw, "console_cursor", None)) is None:
-        cursor = raw.console_cursor = psycopg.Cursor(raw)
-    with connection.wrap_database_errors:
-        return cursor.execute(sql, params)
-
-
-def execute_many(sql: str, columns: Iterable[str], rows: Iterable[tuple]) -> psycopg.Cursor:
-    """The same for a statement that reads `rowset`: as JSON, since psycopg puts arrays together in Python."""
-    given = [{name: value for name, value in zip(columns, row, strict=True) if value is not None} for row in rows]
-    return execute(sql, [json.dumps(given, default=str)])
-
-
-def rowset(columns: dict[str, str]) -> str:
-    """The rows of `execute_many`, as `new`, in SQL; `columns`: their types by their names."""
-    return f"json_to_recordset(%s) AS new ({', '.join(f'{name} {kind}' for name, kind in columns.items())})"
-
-
-@contextmanager
-def brief_transaction(idle: int = 5) -> Iterator[None]:
-    """A transaction that Postgres ends if its process freezes within it for `idle` seconds, or waits for a lock for
-    two: it must keep no rows from the others, nor wait for them without end."""
-    with transaction.atomic():
-        execute(f"SET LOCAL idle_in_transaction_session_timeout = '{idle}s'", [])
-        execute("SET LOCAL lock_timeout = '2s'", [])
-        yield
 
 
 class TaskQuerySet(models.QuerySet["TaskRecord"]):

@@ -12,7 +12,7 @@ from django.utils import timezone
 from scheduling_app import backfill, firing, outlook
 from scheduling_app.jobstore import ScheduleJobStore
 from scheduling_app.models import Backfill, Calendar, Schedule, ScheduleRun
-from tasks_app import limits, maintenance, moves, states
+from tasks_app import limits, maintenance, moves, statements, states
 from tasks_app.models import TaskRecord
 
 pytestmark = pytest.mark.django_db
@@ -87,7 +87,7 @@ FROM scheduling_app_schedule, generate_series(1, %s) AS m WHERE name <> '0'
 def plans_of(monkeypatch):
     """A function: what an action executes, and Postgres' plans for it."""
     found: list[tuple[str, str]] = []
-    execute_past_django = moves.execute
+    execute_past_django = statements.execute
 
     def explain(sql, params):
         if re.match(r"\s*(SELECT|INSERT|UPDATE|DELETE|WITH)\b", sql):
@@ -108,7 +108,8 @@ def plans_of(monkeypatch):
             action()
         return list(found)
 
-    monkeypatch.setattr(moves, "execute", caught_past_django)
+    for module in (statements, moves):
+        monkeypatch.setattr(module, "execute", caught_past_django)
     return plans
 
 
