@@ -40,6 +40,7 @@ class ScheduleJobStore(BaseJobStore):
     def __init__(self):
         super().__init__()
         self._away = self._is_busy = False
+        self._released = 0
 
     def get_due_jobs(self, now: datetime) -> list[Job]:
         try:
@@ -48,7 +49,8 @@ class ScheduleJobStore(BaseJobStore):
                 give_up_at = time.monotonic() + PASS
                 while (fired := fire_due(BATCH)) == BATCH and time.monotonic() < give_up_at:
                     done += fired
-                done += fired + release_waiting()
+                self._released = release_waiting()
+            done += fired + self._released
             self._away, self._is_busy = False, done > 0
         except Exception as error:
             self._lost(error)
@@ -60,7 +62,7 @@ class ScheduleJobStore(BaseJobStore):
         if self._away:
             return now + BACK_OFF
         try:
-            at = min(at for at in (next_wake_up(), next_look(), now + POLL) if at)
+            at = min(at for at in (next_wake_up(), next_look(self._released), now + POLL) if at)
         except Exception as error:
             self._lost(error)
             return now + BACK_OFF

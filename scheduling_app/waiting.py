@@ -1,7 +1,8 @@
 """Runs that wait: for an earlier run of their schedule to end, or for their turn in a backfill.
 
-They are rows of the ledger with the outcome "waiting". Every scheduler looks, once a second while there are any, whose
-turn has come. Room is counted while the schedule's row, or the backfill's, is locked, so several never give it twice.
+They are rows of the ledger with the outcome "waiting". Every scheduler looks whose turn has come, once a second while
+there are any, and sooner after one had its turn. Room is counted while the row of the schedule, or of the backfill, is
+locked, so several schedulers never give it twice.
 """
 
 import logging
@@ -21,8 +22,8 @@ from scheduling_app.triggers import TimingError
 
 logger = logging.getLogger(__name__)
 
-#: Between two looks while something waits.
-PAUSE = timedelta(seconds=1)
+#: Between two looks while something waits; and after one that let something run, which may be short.
+PAUSE, SHORT_PAUSE = timedelta(seconds=1), timedelta(seconds=0.1)
 
 
 def release_waiting(limit: int = 500) -> int:
@@ -31,10 +32,10 @@ def release_waiting(limit: int = 500) -> int:
     return fired + _release("backfill", _backfills(), _turns_of_backfill, limit)
 
 
-def next_look() -> datetime | None:
-    """When to look again; None where nothing waits."""
+def next_look(released: int = 0) -> datetime | None:
+    """When to look again, after a look that released so many; None where nothing waits."""
     some = _queued().exists() or Backfill.objects.filter(state=Backfill.State.RUNNING).exists()
-    return datetime.now(UTC) + PAUSE if some else None
+    return datetime.now(UTC) + (SHORT_PAUSE if released else PAUSE) if some else None
 
 
 def _release(kind: str, owners: QuerySet, turns: Callable[[Any, int], Iterator[Run]], limit: int) -> int:

@@ -7,7 +7,7 @@ import pytest
 from celery import current_app as app
 from django.db import InterfaceError, OperationalError, connection, transaction
 
-from scheduling_app import jobstore
+from scheduling_app import backfill, jobstore, waiting
 from scheduling_app.jobstore import BACK_OFF, HELD, POLL, ScheduleJobStore
 from scheduling_app.models import Schedule
 from tests.test_firing import due, make, runs
@@ -80,6 +80,18 @@ def test_it_does_not_spin_while_another_scheduler_holds_what_is_due(store):
     assert HELD / 2 < pauses[-1] <= HELD
     store.get_due_jobs(now())
     assert runs(schedule) == [("fired", "due")]
+
+
+def test_while_runs_wait_it_looks_each_second_and_sooner_after_one_had_its_turn(store):
+    schedule = make(every=1, unit="hours", start_at=now() - timedelta(hours=3))
+    store.get_due_jobs(now())
+    backfill.start(schedule, backfill.due_times(schedule, schedule.start_at, now()))
+    store.get_due_jobs(now())
+    assert schedule.runs.filter(reason="backfill", outcome="fired").count() == 1
+    assert store.get_next_run_time() - now() <= waiting.SHORT_PAUSE
+    store.get_due_jobs(now())
+    assert schedule.runs.filter(reason="backfill", outcome="fired").count() == 1, "that one is unfinished"
+    assert waiting.SHORT_PAUSE < store.get_next_run_time() - now() <= waiting.PAUSE
 
 
 @pytest.mark.parametrize("error", [OperationalError, InterfaceError, KeyError])
