@@ -1,6 +1,6 @@
 """What is to become of a schedule's due times: decisions without a database, from its row and its earlier runs.
 
-misfire     too late, or missed while no scheduler ran, and not made up for
+misfire     too late, or missed while no scheduler ran, and not made up for; or edited or paused first (the trigger's)
 blackout    within a window of its calendar
 paused      it failed so often in a row that it pauses itself
 overlap     an earlier run is unfinished

@@ -209,7 +209,35 @@ def test_a_paused_schedule_does_not_fire():
     Schedule.objects.filter(pk=schedule.pk).set_enabled(False)
     firing.plan_changed()
     assert firing.fire_due() == 0
-    assert runs(schedule) == []
+    assert TaskRecord.objects.count() == 0
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"every": 7}, "Its timing was changed before it fired."),
+        ({"enabled": False}, "It was paused before it fired."),
+    ],
+)
+def test_a_time_that_was_due_has_its_row_where_an_edit_comes_before_it_fires(change, says):
+    schedule, other = due(timedelta(seconds=1)), due(timedelta(seconds=-30), name="not due yet")
+    for each in (schedule, other):
+        Schedule.objects.filter(pk=each.pk).update(**change)
+    firing.plan_changed()
+    assert firing.fire_due() == 0
+    run = schedule.runs.get()
+    assert (run.scheduled_for, run.outcome, run.reason, run.detail) == (schedule.start_at, "skipped", "misfire", says)
+    assert runs(other) == []
+
+
+def test_a_time_that_has_a_row_makes_no_task():
+    """As where somebody moved `next_fire_at` back by SQL."""
+    schedule, other = due(timedelta(seconds=1)), due(timedelta(seconds=1), name="other")
+    schedule.runs.create(scheduled_for=schedule.start_at, outcome="skipped", reason="overlap")
+    assert firing.fire_due() == 2
+    assert runs(schedule) == [("skipped", "overlap")]
+    assert TaskRecord.objects.get() == other.runs.get().record
+    assert again(schedule).fired_count == 0
 
 
 def test_a_finished_schedule_stays_and_has_no_next_time():

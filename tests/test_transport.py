@@ -1,6 +1,8 @@
 """The Redis transport by itself; tests/acceptance/test_hostile_messages.py has a worker take what is no message."""
 
 import json
+import os
+import random
 import time
 
 import pytest
@@ -146,6 +148,25 @@ def test_a_prefix_of_all_keys_is_kept_to(redis):
     with Connection(URL, transport_options={"global_keyprefix": "console:"}) as connection:
         assert taken(connection) == []
     assert redis.lrange(f"console:{QUARANTINE}", 0, -1) == [b"y", b"x"]
+
+
+def test_no_two_messages_have_the_same_tag_whatever_tasks_and_forks_do_to_chance(connection):
+    """A broker keeps what is unacknowledged by its tag: of two with the same one, one would be lost."""
+    channel = connection.default_channel
+
+    def tag() -> str:
+        random.seed(42)  # as tasks do that are to be repeatable
+        return channel._next_delivery_tag()
+
+    reader, writer = os.pipe()
+    if not (pid := os.fork()):
+        try:
+            os.write(writer, tag().encode())
+        finally:
+            os._exit(0)
+    os.waitpid(pid, 0)
+    tags = [tag(), tag(), os.read(reader, 100).decode()]
+    assert len(set(tags)) == 3, tags
 
 
 def test_a_channel_keeps_its_client(connection):

@@ -10,7 +10,8 @@ from django.db import migrations, models
 
 before = import_module("scheduling_app.migrations.0002_notify_changes")
 
-# As 0002 has it, and: since when it is on, or paused; a resumed one needs no note any more; a higher `max_runs` counts.
+# As 0002 has it, and: since when it is on, or paused; a resumed one needs no note any more; a higher `max_runs` counts;
+# a time that was due, and that no scheduler had come to yet, has its row all the same.
 TRIGGER = """
 CREATE OR REPLACE FUNCTION scheduling_app_schedule_changed() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN
@@ -22,6 +23,12 @@ BEGIN
     END IF;
     IF NEW.enabled THEN
         NEW.note := '';
+    END IF;
+    IF TG_OP = 'UPDATE' AND OLD.enabled AND OLD.next_fire_at <= NEW.changed_at THEN
+        INSERT INTO scheduling_app_schedulerun (schedule_id, scheduled_for, fired_at, outcome, reason, detail) VALUES (
+            OLD.id, OLD.next_fire_at, NEW.changed_at, 'skipped', 'misfire',
+            CASE WHEN NEW.enabled THEN 'Its timing was changed' ELSE 'It was paused' END || ' before it fired.'
+        ) ON CONFLICT (schedule_id, scheduled_for) DO NOTHING;
     END IF;
     PERFORM pg_notify('schedules_changed', '');
     RETURN NEW;
