@@ -203,7 +203,10 @@ def test_a_server_that_dotenv_names_is_used_instead():
         console = Console(Path(directory))
         (console.directory / "project/.env").write_text("DATABASE_URL=postgres://nobody@127.0.0.1:1/nothing\n")
         with console.popen(stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as up:
-            said = up.communicate(timeout=PATIENCE)[0]
+            try:
+                said = up.communicate(timeout=PATIENCE)[0]
+            finally:
+                up.terminate()  # with servers of its own it would go on
         assert "The database could not be prepared" in said
         assert not (console.directory / "var/postgres").exists()
 
