@@ -35,7 +35,7 @@ from scheduling_app.triggers import TimingError, jittered
 from tasks_app import states
 from tasks_app.exceptions import DuplicateTask, NotUnique, TaskConsoleError
 from tasks_app.execution import RETRY_HEADER
-from tasks_app.models import TaskRecord
+from tasks_app.models import TaskRecord, printable
 from tasks_app.statements import load
 
 logger = logging.getLogger(__name__)
@@ -238,7 +238,7 @@ def _plan(schedule: Schedule) -> None:
 
 
 def _said(error: Exception) -> str:
-    return f"{type(error).__name__}: {error}"[:500]
+    return printable(f"{type(error).__name__}: {error}")[:500]
 
 
 def _standings(schedules: Sequence[Schedule]) -> dict[int, Standing]:

@@ -20,6 +20,7 @@ from django.conf import settings
 from scheduling_app.blackout import Blackout
 from scheduling_app.models import Schedule, ScheduleRun
 from scheduling_app.triggers import Timing
+from tasks_app.models import printable
 
 #: Seconds after its time from which a run is late, or missed.
 PUNCTUAL = timedelta(seconds=5)
@@ -63,7 +64,8 @@ class Run:
     record_id: str | None = None
 
     def skip(self, reason: str, detail: str) -> None:
-        self.outcome, self.reason, self.detail, self.record_id = Outcome.SKIPPED, reason, detail[:500], None
+        self.outcome, self.reason, self.detail = Outcome.SKIPPED, reason, printable(detail)[:500]
+        self.record_id = None
 
 
 @dataclass(frozen=True)

@@ -22,8 +22,9 @@ if TYPE_CHECKING:
     from tasks_app.models import TaskRecord
 
 TABLE = "tasks_app_taskrecord"
-#: Seconds that the submitting process has to publish a row itself before the relay does.
-PUBLISH_GRACE = 5
+#: Seconds that the submitting process has to publish a row itself before the relay does; and where it holds messages
+#: back for others to be committed first (Publisher.at_the_end).
+PUBLISH_GRACE, HELD_GRACE = 2, 5
 #: Seconds for which a claim, and each renewal of it, gives the right to run.
 LEASE: float = getattr(settings, "TASK_LEASE", 30.0)
 #: How many runs of a task with `acks_late=True` may be lost before it has failed.
@@ -68,15 +69,16 @@ class TaskQuerySet(models.QuerySet["TaskRecord"]):
         published = self.waiting().filter(free, publish_at=None, published_at__lt=Now() - timedelta(seconds=grace))
         return published.order_by("published_at", "pk")
 
-    def insert(self, records: Sequence["TaskRecord"]) -> list["TaskRecord"]:
+    def insert(self, records: Sequence["TaskRecord"], grace: float = PUBLISH_GRACE) -> list["TaskRecord"]:
         """Insert new, waiting records in one statement, in the current transaction.
 
         Returns those that are not new: their id, idempotency key or unique key is there already. With `publish_at`
-        None a record is for this process to publish, and for the relay PUBLISH_GRACE seconds later.
+        None a record is for this process to publish, and for the relay `grace` seconds later.
         """
         if len(records) == 1:
-            return [] if execute(_INSERT_ONE, list(records[0].inserted_values())).rowcount else list(records)
-        inserted = execute_many(_INSERT_MANY, INSERTED, [record.inserted_values() for record in records])
+            return [] if execute(_INSERT_ONE, [grace, *records[0].inserted_values()]).rowcount else list(records)
+        rows = [record.inserted_values() for record in records]
+        inserted = execute_many(_INSERT_MANY, INSERTED, rows, before=[grace])
         if inserted.rowcount == len(records):
             return []
         ids = {row[0] for row in inserted.fetchall()}
@@ -206,7 +208,7 @@ class TaskQuerySet(models.QuerySet["TaskRecord"]):
 
     def is_to_come(self, task_id: str) -> bool:
         """Whether it waits, and has no message in force: what came for it was an old one."""
-        soon = Now() + timedelta(seconds=PUBLISH_GRACE)
+        soon = Now() + timedelta(seconds=HELD_GRACE)
         sent = models.Q(publish_at__lte=soon) | models.Q(publish_at=None, published_at__isnull=False)
         return self.waiting().filter(task_id=task_id).exclude(sent).exists()
 
@@ -245,7 +247,7 @@ INSERTED = {
 }  # fmt: skip
 _INSERT = f"""
 INSERT INTO {TABLE} ({", ".join(INSERTED)})
-SELECT {", ".join(list(INSERTED)[:-1])}, coalesce(publish_at, clock_timestamp() + interval '{PUBLISH_GRACE} s')
+SELECT {", ".join(list(INSERTED)[:-1])}, coalesce(publish_at, clock_timestamp() + %s * interval '1 s')
 FROM {{rows}}
 ON CONFLICT DO NOTHING
 """
@@ -293,7 +295,7 @@ UPDATE {TABLE} SET
     publish_at = clock_timestamp()
         + least(greatest(clock_timestamp() - coalesce(eta, created_at), interval '1 s'), interval '60 s')
 WHERE task_id = %s AND state IN ('PENDING', 'RETRY') AND coalesce(publish_at, published_at) < clock_timestamp()
-        + interval '{PUBLISH_GRACE} s'
+        + interval '{HELD_GRACE} s'
     AND coalesce(eta, created_at) > clock_timestamp() - %s * interval '1 s'
 """
 _REVOKE = f"""

@@ -245,7 +245,7 @@ class RecordingCelery(Celery):
         """Submit those that are new; returns the others, whose id or key is there already."""
         from tasks_app.models import TaskRecord
 
-        old = TaskRecord.objects.insert(records)
+        old = TaskRecord.objects.insert(records, self.publisher.grace)
         new = [record for record in records if record not in old] if old else records
         due = [record for record in new if record.publish_at is None]
         if len(due) < len(new):

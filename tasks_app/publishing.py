@@ -82,6 +82,13 @@ class Publisher:
             for start in range(0, len(held), AT_ONCE):
                 self.publish_committed(held[start : start + AT_ONCE])
 
+    @property
+    def grace(self) -> float:
+        """Seconds until the relay publishes what is submitted now, and was not published by then."""
+        from tasks_app.moves import HELD_GRACE, PUBLISH_GRACE
+
+        return PUBLISH_GRACE if _held.get() is None else HELD_GRACE
+
     def publish_committed(self, records: Sequence[TaskRecord]) -> None:
         """Publish what is due. Where the broker does not answer, that is left to the relay."""
         if (held := _held.get()) is not None:

@@ -47,10 +47,13 @@ def load(rows: models.QuerySet) -> list:
     return instances
 
 
-def execute_many(sql: str, columns: Iterable[str], rows: Iterable[tuple]) -> psycopg.Cursor:
-    """The same for a statement that reads `rowset`: as JSON, since psycopg puts arrays together in Python."""
+def execute_many(sql: str, columns: Iterable[str], rows: Iterable[tuple], before: Sequence[Any] = ()) -> psycopg.Cursor:
+    """The same for a statement that reads `rowset`: as JSON, since psycopg puts arrays together in Python.
+
+    `before`: what stands before that in the statement.
+    """
     given = [{name: value for name, value in zip(columns, row, strict=True) if value is not None} for row in rows]
-    return execute(sql, [json.dumps(given, default=str)])
+    return execute(sql, [*before, json.dumps(given, default=str)])
 
 
 def rowset(columns: dict[str, str]) -> str:

@@ -344,20 +344,21 @@ def test_arguments_that_make_no_task_are_an_outcome_too():
     assert runs(other) == [("fired", "due")]
 
 
-def test_a_schedule_that_cannot_be_fired_at_all_stops_alone(monkeypatch):
+@pytest.mark.parametrize("error", [KeyError("a router's own bug"), ValueError("bug \x00"), RuntimeError("bug \ud800")])
+def test_a_schedule_that_cannot_be_fired_at_all_stops_alone(monkeypatch, error):
     bad, good = due(timedelta(0), name="bad", task="sample.noop", args=[]), due(timedelta(0), name="good")
     build = app.build_record
 
     def build_record(name, *args, **kwargs):
         if name == "sample.noop":
-            raise KeyError("a router's own bug")
+            raise error
         return build(name, *args, **kwargs)
 
     monkeypatch.setattr(app, "build_record", build_record)
     firing.fire_due()
     assert runs(good) == [("fired", "due")]
     assert runs(bad) == [("skipped", "invalid")]
-    assert "a router's own bug" in bad.runs.get().detail
+    assert "bug" in bad.runs.get().detail
     assert again(bad).next_fire_at > timezone.now(), "it goes on, and may be mended by then"
     assert firing.fire_due() == 0
 

@@ -441,15 +441,6 @@ def test_arguments_that_are_no_json_stop_no_other_schedule(text):
     assert runs(good) == [("fired", "due")]
 
 
-@pytest.mark.parametrize("name", ["\x00", "\ud800"])
-def test_a_reason_that_postgres_cannot_hold_stops_no_other_schedule(name):
-    bad, good = due(timedelta(0), name="bad", kwargs={name: 1}), due(timedelta(0), name="good")
-    assert firing.fire_due() == 2
-    assert runs(bad) == [("skipped", "invalid")]
-    assert "unexpected keyword argument" in bad.runs.get().detail
-    assert runs(good) == [("fired", "due")]
-
-
 # The ledger
 
 

@@ -4,9 +4,12 @@ import threading
 
 import pytest
 from celery import current_app as app
+from django.utils import timezone
 from kombu.exceptions import OperationalError
 
+from tasks_app.client import CeleryClient
 from tasks_app.models import TaskRecord
+from tasks_app.moves import HELD_GRACE, PUBLISH_GRACE
 from tasks_app.publishing import Breaker
 from tests.acceptance.processes import eventually
 from tests.sample.tasks import echo
@@ -43,6 +46,16 @@ def test_what_is_committed_within_a_pass_goes_out_at_its_end_also_where_that_fai
     with commits():
         echo.delay(2)
     assert batches[1:] == [[(2,)]]
+
+
+@pytest.mark.django_db
+def test_the_relay_leaves_more_time_for_what_is_held_back_to_the_end_of_a_pass():
+    at_once = echo.delay(1)
+    with app.publisher.at_the_end():
+        held, *many = echo.delay(2), *CeleryClient().submit_many("sample.echo", [([3], {}), ([4], {})])
+    records = TaskRecord.objects.filter(task_id__in=[result.id for result in (at_once, held, *many)])
+    graces = {record.args[0]: (record.publish_at - timezone.now()).total_seconds() for record in records}
+    assert graces == pytest.approx({1: PUBLISH_GRACE, 2: HELD_GRACE, 3: HELD_GRACE, 4: HELD_GRACE}, abs=0.5)
 
 
 def test_a_breaker_closes_when_the_broker_answers(monkeypatch):
