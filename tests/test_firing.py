@@ -238,6 +238,9 @@ def test_a_time_that_has_a_row_makes_no_task():
     assert runs(schedule) == [("skipped", "overlap")]
     assert TaskRecord.objects.get() == other.runs.get().record
     assert again(schedule).fired_count == 0
+    Schedule.objects.filter(pk=schedule.pk).update(next_fire_at=schedule.start_at)
+    Schedule.objects.filter(pk=schedule.pk).update(every=7)
+    assert runs(schedule) == [("skipped", "overlap")], "nor another row, where it is edited instead"
 
 
 def test_a_finished_schedule_stays_and_has_no_next_time():
