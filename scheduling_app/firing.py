@@ -36,7 +36,7 @@ from tasks_app import states
 from tasks_app.exceptions import DuplicateTask, NotUnique, TaskConsoleError
 from tasks_app.execution import RETRY_HEADER
 from tasks_app.models import TaskRecord, printable
-from tasks_app.statements import load
+from tasks_app.statements import execute, load
 
 logger = logging.getLogger(__name__)
 
@@ -220,8 +220,7 @@ def submit_records(runs: Iterable[Run], records: Sequence[TaskRecord]) -> None:
 def trim(schedule_ids: Iterable[int]) -> None:
     """Delete the runs of these schedules that are older than the latest KEPT of each, and settled."""
     if ids := list(schedule_ids):
-        with connection.cursor() as cursor:
-            cursor.execute(_TRIM, [KEPT, ids, list(states.UNREADY_STATES)])
+        execute(_TRIM, [KEPT, ids, list(states.UNREADY_STATES)])
 
 
 def _plan(schedule: Schedule) -> None:

@@ -61,12 +61,13 @@ def call_complaints(schedule: Schedule, stored_task: str) -> list[Complaint]:
         return [("due_kwarg", "Write the name of an argument, such as scheduled_for.")]
     if due in schedule.kwargs:
         return [("due_kwarg", f"{due} is one of the keyword arguments already.")]
-    if schedule.task not in registered_tasks():
+    task = registered_tasks().get(schedule.task)
+    if task is None:
         if schedule.task == stored_task:
             return []
         return [("task", f"No task {schedule.task} is registered here. Is its app in INSTALLED_APPS or EXTRA_APPS?")]
-    complaint = misfit(schedule.task, *arguments_of(schedule, _SOME_TIME))
-    if complaint and due and misfit(schedule.task, schedule.args, schedule.kwargs) is None:
+    complaint = misfit(task, *arguments_of(schedule, _SOME_TIME))
+    if complaint and due and misfit(task, schedule.args, schedule.kwargs) is None:
         return [("due_kwarg", complaint[1])]
     return [complaint] if complaint else []
 

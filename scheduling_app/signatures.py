@@ -41,19 +41,18 @@ def drift(schedule: "Schedule") -> str:
 
 def at_fault(schedule: "Schedule") -> tuple[str, str] | None:
     """The field because of which its task would not run here, "task", "args" or "kwargs", and why."""
-    if schedule.task not in current_app.tasks:
+    if (task := current_app.tasks.get(schedule.task)) is None:
         return "task", f"No task {schedule.task} is registered."
     if not isinstance(schedule.args, list):
         return "args", f"{schedule.task}: args must be a list, not {type(schedule.args).__name__}."
     if not isinstance(schedule.kwargs, dict):
         return "kwargs", f"{schedule.task}: kwargs must be an object, not {type(schedule.kwargs).__name__}."
-    return misfit(schedule.task, *arguments_of(schedule, datetime.now(UTC)))
+    return misfit(task, *arguments_of(schedule, datetime.now(UTC)))
 
 
-def misfit(name: str, args: list, kwargs: dict) -> tuple[str, str] | None:
+def misfit(task: Task, args: list, kwargs: dict) -> tuple[str, str] | None:
     """Why these arguments do not fit a task, as ("args" or "kwargs", complaint); by the check that `delay` makes."""
-    task = current_app.tasks.get(name)
-    return _misfit(task, len(args), tuple(kwargs)) if task and task.typing else None
+    return _misfit(task, len(args), tuple(kwargs)) if task.typing else None
 
 
 @lru_cache(maxsize=1024)

@@ -202,8 +202,8 @@ class RecordingCelery(Celery):
         other.root_id, other.options = task_id, record.options | {"headers": _own_headers(headers)}
         other.eta, other.expires = _moment("eta", eta), _moment("expires", expires)
         other.publish_at = other.eta if other.eta and other.eta > timezone.now() else None
-        if (task := self.tasks.get(record.name)) is not None:
-            self._apply_task_options(other, task)
+        if record.unique_key or record.limit_key:
+            self._apply_task_options(other, self.tasks[record.name])
         return other
 
     def _apply_task_options(self, record: TaskRecord, task) -> None:

@@ -120,12 +120,14 @@ class Publisher:
         with self.producers.acquire(block=True) as producer, producer.connection._reraise_as_library_errors():
             self._declare({record.queue for record in records if "exchange" not in record.options}, producer)
             with producer.batch() if len(records) > 1 else nullcontext():
-                options = None
+                last = None
                 for record in records:
-                    if record.options is not options:  # those of many submitted at once are one object
-                        options = record.options
+                    options = dict(record.options)
+                    headers = options.pop("headers", None)
+                    if options != last:  # those of a batch mostly differ by their headers alone
+                        last = options
                         in_message, sending = self._split_options(options)
-                    self._publish_one(producer, record, in_message, sending)
+                    self._publish_one(producer, record, headers, in_message, sending)
 
     def ask(self) -> None:
         """Raises kombu's OperationalError where the broker does not answer."""
@@ -164,7 +166,9 @@ class Publisher:
             sending.pop(stamp, None)
         return in_message, sending
 
-    def _publish_one(self, producer, record: TaskRecord, in_message: dict[str, Any], sending: dict[str, Any]) -> None:
+    def _publish_one(
+        self, producer, record: TaskRecord, headers: Any, in_message: dict[str, Any], sending: dict[str, Any]
+    ) -> None:
         amqp = self.app.amqp
         message = amqp.create_task_message(
             record.task_id,
@@ -175,14 +179,22 @@ class Publisher:
             retries=record.retries,
             root_id=record.root_id,
             parent_id=record.parent_id,
-            argsrepr=saferepr(record.args, amqp.argsrepr_maxsize) if record.args else "()",
+            argsrepr=_shown(record.args, amqp.argsrepr_maxsize) if record.args else "()",
             kwargsrepr=saferepr(record.kwargs, amqp.kwargsrepr_maxsize) if record.kwargs else "{}",
             **in_message,  # no eta and no expires: they wait in Postgres, and are judged by its clock
         )
         message.headers[GEN_HEADER] = record.gen
         if "exchange" not in sending:
             sending = sending | {"queue": record.queue, "declare": ()}
-        amqp.send_task_message(producer, record.name, message, priority=record.priority, **sending)
+        amqp.send_task_message(producer, record.name, message, priority=record.priority, headers=headers, **sending)
+
+
+def _shown(args: Sequence, longest: int) -> str:
+    """As Celery's saferepr, which takes 4 µs, also where nothing can be too long."""
+    return repr(args) if len(args) < 10 and _SHORT.issuperset(map(type, args)) else saferepr(args, longest)
+
+
+_SHORT = {int, float, bool, type(None)}
 
 
 class Breaker:

@@ -4,13 +4,14 @@ import threading
 
 import pytest
 from celery import current_app as app
+from celery.utils.saferepr import saferepr
 from django.utils import timezone
 from kombu.exceptions import OperationalError
 
 from tasks_app.client import CeleryClient
 from tasks_app.models import TaskRecord
 from tasks_app.moves import HELD_GRACE, PUBLISH_GRACE
-from tasks_app.publishing import Breaker
+from tasks_app.publishing import Breaker, _shown
 from tests.acceptance.processes import eventually
 from tests.sample.tasks import echo
 
@@ -56,6 +57,13 @@ def test_the_relay_leaves_more_time_for_what_is_held_back_to_the_end_of_a_pass()
     records = TaskRecord.objects.filter(task_id__in=[result.id for result in (at_once, held, *many)])
     graces = {record.args[0]: (record.publish_at - timezone.now()).total_seconds() for record in records}
     assert graces == pytest.approx({1: PUBLISH_GRACE, 2: HELD_GRACE, 3: HELD_GRACE, 4: HELD_GRACE}, abs=0.5)
+
+
+@pytest.mark.parametrize(
+    "args", [[1, -2.5, True, None], (1,), ["x" * 2000], [[1] * 2000], list(range(2000)), [{"a": 1}], [float("inf")]]
+)
+def test_arguments_are_shown_in_messages_as_celery_shows_them(args):
+    assert _shown(args, 1024) == saferepr(args, 1024)
 
 
 def test_a_breaker_closes_when_the_broker_answers(monkeypatch):

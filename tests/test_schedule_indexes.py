@@ -108,7 +108,7 @@ def plans_of(monkeypatch):
             action()
         return list(found)
 
-    for module in (statements, moves):
+    for module in (statements, moves, firing):
         monkeypatch.setattr(module, "execute", caught_past_django)
     return plans
 
