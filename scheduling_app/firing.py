@@ -36,7 +36,7 @@ from tasks_app import states
 from tasks_app.exceptions import DuplicateTask, NotUnique, TaskConsoleError
 from tasks_app.execution import RETRY_HEADER
 from tasks_app.models import TaskRecord, printable
-from tasks_app.statements import execute, load
+from tasks_app.statements import check_constraints, execute, load
 
 logger = logging.getLogger(__name__)
 
@@ -106,7 +106,10 @@ def fire_due(limit: int = 500) -> int:
 def _fire(limit: int, step: Callable[[list[Schedule], dict[int, Standing]], int]) -> int:
     with transaction.atomic():
         schedules = load(Schedule.objects.due(limit))
-        return step(schedules, _standings(schedules)) if schedules else 0
+        fired = step(schedules, _standings(schedules)) if schedules else 0
+        if fired > 1:
+            check_constraints()
+        return fired
 
 
 def _step_all(schedules: list[Schedule], standings: dict[int, Standing]) -> int:

@@ -21,13 +21,14 @@ from scheduling_app.firing import fire_due, next_wake_up, plan_changed
 from scheduling_app.models import Schedule
 from scheduling_app.triggers import Cron, Date, Interval, TimingError, TimingTrigger, trigger_for
 from scheduling_app.waiting import next_look, release_waiting
+from tasks_app.statements import meanwhile
 
 logger = logging.getLogger(__name__)
 
 #: Seconds: the longest sleep, in case a NOTIFY is lost; and the wait while the database is away.
 POLL, BACK_OFF = timedelta(seconds=30), timedelta(seconds=1)
-#: Schedules fired in one transaction; and seconds of such transactions before their messages go out, within the
-#: grace that the relay leaves for that.
+#: Schedules fired in one transaction, whose messages go out during the next one; and seconds of such transactions
+#: before all of them are out, within the grace that the relay leaves for that.
 BATCH, PASS = 500, 2.5
 #: Between looks at what is due, and what another scheduler holds.
 HELD = timedelta(seconds=0.1)
@@ -45,7 +46,7 @@ class ScheduleJobStore(BaseJobStore):
     def get_due_jobs(self, now: datetime) -> list[Job]:
         try:
             done = plan_changed()
-            with current_app.publisher.at_the_end():
+            with current_app.publisher.held_back() as publish_some, meanwhile(publish_some):
                 give_up_at = time.monotonic() + PASS
                 while (fired := fire_due(BATCH)) == BATCH and time.monotonic() < give_up_at:
                     done += fired

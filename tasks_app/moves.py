@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 TABLE = "tasks_app_taskrecord"
 #: Seconds that the submitting process has to publish a row itself before the relay does; and where it holds messages
-#: back for others to be committed first (Publisher.at_the_end).
+#: back for others to be committed first (Publisher.held_back).
 PUBLISH_GRACE, HELD_GRACE = 2, 5
 #: Seconds for which a claim, and each renewal of it, gives the right to run.
 LEASE: float = getattr(settings, "TASK_LEASE", 30.0)

@@ -350,6 +350,8 @@ def _checked_text(what: str, text: Any) -> str | None:
 
 def _moment(what: str, value: Any) -> datetime | None:
     """A point in time, given as one (naive: in the project's zone), as ISO 8601 text, or as seconds from now."""
+    if value is None:
+        return None
     if isinstance(value, str):
         value = parse_datetime(value) or value
     try:
@@ -359,9 +361,7 @@ def _moment(what: str, value: Any) -> datetime | None:
             return value if timezone.is_aware(value) else timezone.make_aware(value, timezone.get_default_timezone())
     except (OverflowError, ValueError) as error:
         raise InvalidSubmission(f"{what}: {value!r:.80} is out of range: {error}.") from error
-    if value is not None:
-        raise InvalidSubmission(f"{what} must be a time or a number of seconds, not {value!r:.80}.")
-    return None
+    raise InvalidSubmission(f"{what} must be a time or a number of seconds, not {value!r:.80}.")
 
 
 def _whole(canvas_class: type) -> None:

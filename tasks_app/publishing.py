@@ -17,6 +17,7 @@ from contextvars import ContextVar
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
+from celery import signals
 from celery.utils.nodenames import anon_nodename
 from celery.utils.saferepr import saferepr
 from django.db import DatabaseError, connections
@@ -34,9 +35,11 @@ logger = logging.getLogger(__name__)
 
 #: Header that carries the record's `gen` in a message.
 GEN_HEADER = "gen"
-#: Messages that are held back go out so many at once.
-AT_ONCE = 500
-#: Where Publisher.at_the_end gathers.
+#: Messages that are held back go out so many at once; and so many while Postgres is at one statement for 500 of them.
+AT_ONCE, SOME = 500, 125
+#: A project's handlers of these may use the database, in the midst of a statement.
+_SIGNALS = signals.before_task_publish, signals.after_task_publish, signals.task_sent
+#: Where Publisher.held_back gathers.
 _held: ContextVar[list[TaskRecord] | None] = ContextVar("held", default=None)
 #: Options that are part of the message; the others tell how to send it.
 _IN_MESSAGE = (
@@ -71,16 +74,33 @@ class Publisher:
         return self.app.connection_for_write(transport_options=self.TIMEOUTS)
 
     @contextmanager
-    def at_the_end(self) -> Iterator[None]:
-        """Publish what is committed within at its end, so that one transaction need not wait for another's messages."""
+    def held_back(self) -> Iterator[Callable[[], None]]:
+        """Publish what is committed within at its end, so that one transaction need not wait for another's messages.
+
+        Yields what publishes some of it sooner, for the time that would be spent waiting for the database.
+        """
         held: list[TaskRecord] = []
+        sent: list[list[TaskRecord]] = []  # marked at the end, as the database has enough to do until then
+
+        def publish(limit: int) -> None:
+            some = held[:limit]
+            del held[:limit]
+            if self._try_to_publish(some):
+                sent.append(some)
+
+        def publish_some() -> None:
+            if held and not any(signal.receivers for signal in _SIGNALS):
+                publish(SOME)
+
         token = _held.set(held)
         try:
-            yield
+            yield publish_some
         finally:
             _held.reset(token)
-            for start in range(0, len(held), AT_ONCE):
-                self.publish_committed(held[start : start + AT_ONCE])
+            while held:
+                publish(AT_ONCE)
+            for some in sent:
+                marker.add(some)
 
     @property
     def grace(self) -> float:
@@ -93,9 +113,12 @@ class Publisher:
         """Publish what is due. Where the broker does not answer, that is left to the relay."""
         if (held := _held.get()) is not None:
             held.extend(records)
-            return
+        elif self._try_to_publish(records):
+            marker.add(records)
+
+    def _try_to_publish(self, records: Sequence[TaskRecord]) -> bool:
         if self.breaker.is_open:
-            return
+            return False
         try:
             self.app.publish(records)
         except OperationalError as error:
@@ -104,7 +127,8 @@ class Publisher:
         except Exception:  # they are committed: the caller must not take them for failed
             logger.exception("%d tasks not published; the relay tries again.", len(records))
         else:
-            marker.add((record.task_id, record.gen) for record in records)
+            return True
+        return False
 
     def publish(self, records: Sequence[TaskRecord]) -> None:
         """Raises kombu's OperationalError where the broker does not answer.
@@ -247,8 +271,8 @@ class Marker:
         self._queue: queue.SimpleQueue[list[tuple[str, int]]] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
 
-    def add(self, messages: Iterable[tuple[str, int]]) -> None:
-        self._queue.put(list(messages))
+    def add(self, records: Iterable[TaskRecord]) -> None:
+        self._queue.put([(record.task_id, record.gen) for record in records])
         if self._thread is None:
             with self._start_lock:
                 if self._thread is None:

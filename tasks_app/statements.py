@@ -1,8 +1,9 @@
 """Statements past Django's layers, where their cost counts: prepared by the server, with many rows as one value."""
 
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 import psycopg
@@ -10,11 +11,14 @@ from django.db import connection, models, transaction
 from django.db.models.base import ModelState
 from psycopg.types.datetime import TimestamptzLoader
 
+_meanwhile: ContextVar[Callable[[], None] | None] = ContextVar("meanwhile", default=None)
 
-def execute(sql: str, params: Sequence[Any]) -> psycopg.Cursor:
+
+def execute(sql: str, params: Sequence[Any], is_long: bool = False) -> psycopg.Cursor:
     """Run one of the statements that every task pays for: bound and prepared by the server, past Django's layers.
 
     The cursor is the connection's own, kept: what it fetches is to be read before the next call.
+    `is_long`: while Postgres is at it, this process does the work of `meanwhile`, if there is any.
     """
     connection.close_if_health_check_failed()
     connection.ensure_connection()
@@ -23,7 +27,22 @@ def execute(sql: str, params: Sequence[Any]) -> psycopg.Cursor:
         cursor = raw.console_cursor = psycopg.Cursor(raw)
         cursor.adapters.register_loader("timestamptz", TimestamptzLoader)  # Django's is in Python
     with connection.wrap_database_errors:
-        return cursor.execute(sql, params)
+        if not is_long or (work := _meanwhile.get()) is None:
+            return cursor.execute(sql, params)
+        with raw.pipeline():  # psycopg's way to send a statement without waiting for its result
+            cursor.execute(sql, params)
+            work()
+        return cursor
+
+
+@contextmanager
+def meanwhile(work: Callable[[], None]) -> Iterator[None]:
+    """Call `work`, which must leave the database alone, while Postgres is at each of the long statements within."""
+    token = _meanwhile.set(work)
+    try:
+        yield
+    finally:
+        _meanwhile.reset(token)
 
 
 def load(rows: models.QuerySet) -> list:
@@ -53,12 +72,18 @@ def execute_many(sql: str, columns: Iterable[str], rows: Iterable[tuple], before
     `before`: what stands before that in the statement.
     """
     given = [{name: value for name, value in zip(columns, row, strict=True) if value is not None} for row in rows]
-    return execute(sql, [*before, json.dumps(given, default=str)])
+    return execute(sql, [*before, json.dumps(given, default=str)], is_long=True)
 
 
 def rowset(columns: dict[str, str]) -> str:
     """The rows of `execute_many`, as `new`, in SQL; `columns`: their types by their names."""
     return f"json_to_recordset(%s) AS new ({', '.join(f'{name} {kind}' for name, kind in columns.items())})"
+
+
+def check_constraints() -> None:
+    """Have Postgres check now what it would check at the commit, during which nothing else could be done."""
+    execute("SET CONSTRAINTS ALL IMMEDIATE", [], is_long=True)
+    execute("SET CONSTRAINTS ALL DEFERRED", [])
 
 
 @contextmanager

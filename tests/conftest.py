@@ -41,8 +41,9 @@ def marks_at_once(request, monkeypatch):
     """Where a test's transaction never commits, another thread's connection could not mark its rows."""
     if not any(part in request.path.as_posix() for part in COMMITTING):
         current_app.publisher.reset()  # a breaker that another test has tripped
+        mark = TaskRecord.objects.mark_published
         monkeypatch.setattr(
-            publishing.marker, "add", lambda messages: TaskRecord.objects.mark_published(list(messages))
+            publishing.marker, "add", lambda records: mark([(each.task_id, each.gen) for each in records])
         )
 
 

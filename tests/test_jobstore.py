@@ -1,11 +1,12 @@
 """The job store as APScheduler's loop asks it: what is done in a pass, and when the next one is."""
 
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 
 import pytest
 from celery import current_app as app
-from django.db import InterfaceError, OperationalError, connection, transaction
+from django.db import InterfaceError, OperationalError, connection, connections, transaction
 
 from scheduling_app import backfill, jobstore, waiting
 from scheduling_app.jobstore import BACK_OFF, HELD, POLL, ScheduleJobStore
@@ -50,6 +51,22 @@ def test_what_a_pass_did_not_come_to_is_done_at_once(store, monkeypatch):
         due(timedelta(minutes=1), name=name)
     store.get_due_jobs(now())
     assert store.get_next_run_time() < now()
+
+
+@pytest.mark.django_db(transaction=True)
+def test_the_messages_of_a_batch_go_out_while_the_next_one_is_written(store, monkeypatch):
+    monkeypatch.setattr(jobstore, "BATCH", 2)
+    for name in "abcdef":
+        due(timedelta(minutes=1), name=name)
+    unfired = []
+    monkeypatch.setattr(app, "publish", lambda records: unfired.append((len(records), to_fire())))
+
+    def to_fire() -> int:  # as others see it
+        with ThreadPoolExecutor(1) as other:
+            return other.submit(lambda: (Schedule.objects.due(9).count(), connections.close_all())[0]).result()
+
+    store.get_due_jobs(now())
+    assert unfired == [(2, 4), (2, 2), (2, 0)]
 
 
 @pytest.mark.django_db(transaction=True)

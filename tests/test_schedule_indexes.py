@@ -98,7 +98,7 @@ def plans_of(monkeypatch):
         explain(sql, params)
         return execute(sql, params, many, context)
 
-    def caught_past_django(sql, params):
+    def caught_past_django(sql, params, is_long=False):
         explain(sql, params)
         return execute_past_django(sql, params)
 
