@@ -2,14 +2,16 @@
 
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
-from typing import Any
+from typing import Any, cast
 
 import psycopg
 from django.db import connection, models, transaction
 from django.db.models.base import ModelState
+from psycopg.abc import PQGen
 from psycopg.types.datetime import TimestamptzLoader
+from psycopg.waiting import Wait
 
 _meanwhile: ContextVar[Callable[[], None] | None] = ContextVar("meanwhile", default=None)
 
@@ -24,15 +26,35 @@ def execute(sql: str, params: Sequence[Any], is_long: bool = False) -> psycopg.C
     connection.ensure_connection()
     raw = connection.connection
     if (cursor := getattr(raw, "console_cursor", None)) is None:
-        cursor = raw.console_cursor = psycopg.Cursor(raw)
+        cursor = raw.console_cursor = _Cursor(raw)
         cursor.adapters.register_loader("timestamptz", TimestamptzLoader)  # Django's is in Python
     with connection.wrap_database_errors:
-        if not is_long or (work := _meanwhile.get()) is None:
-            return cursor.execute(sql, params)
-        with raw.pipeline():  # psycopg's way to send a statement without waiting for its result
-            cursor.execute(sql, params)
-            work()
-        return cursor
+        if is_long and (work := _meanwhile.get()):
+            return cursor.execute_meanwhile(sql, params, work)
+        return cursor.execute(sql, params)
+
+
+class _Cursor(psycopg.Cursor):
+    def execute_meanwhile(self, sql: str, params: Sequence[Any], work: Callable[[], None]) -> "_Cursor":
+        """Execute, with `work` done between sending it and reading the answer.
+
+        (Not by psycopg's pipeline: it ends with a message after which Postgres counts a process that freezes as one
+        that goes on sending, and `idle_in_transaction_session_timeout` would not free what that has locked.)
+        """
+        self._conn.wait(_once_sent(self._execute_gen(sql, params), work))
+        return self
+
+
+def _once_sent(steps: PQGen[None], work: Callable[[], None]) -> PQGen[None]:
+    """The steps of a statement, with `work` before the first wait for nothing but an answer."""
+    is_done, ready = False, cast("Any", None)  # as the first step is taken
+    with suppress(StopIteration):
+        while True:
+            wanted = steps.send(ready)
+            if wanted == Wait.R and not is_done:
+                is_done = True
+                work()
+            ready = yield wanted
 
 
 @contextmanager

@@ -2,10 +2,12 @@
 
 import time
 
+import psycopg
 import pytest
-from django.db import DataError, transaction
+from django.db import DataError, OperationalError, connection, transaction
 
 from tasks_app.statements import execute, meanwhile
+from tests.acceptance.processes import eventually
 
 pytestmark = pytest.mark.django_db
 
@@ -21,6 +23,28 @@ def test_while_postgres_is_at_a_long_statement_something_else_is_done():
     assert ended - done[0] > 0.1
     execute("SELECT 1", [], is_long=True)
     assert len(done) == 1
+
+
+def test_a_process_that_freezes_meanwhile_is_idle_in_its_transaction():
+    connection.ensure_connection()
+    pid = connection.connection.info.backend_pid
+
+    def is_idle() -> bool:
+        with psycopg.connect(**connection.get_connection_params()) as other, other.cursor() as cursor:
+            cursor.execute("SELECT state, wait_event FROM pg_stat_activity WHERE pid = %s", [pid])
+            return cursor.fetchone() == ("idle in transaction", "ClientRead")
+
+    with meanwhile(lambda: eventually(is_idle)):
+        assert execute("SELECT length(%s)", ["x" * 1_000_000], is_long=True).fetchone() == (1_000_000,)
+
+
+def test_what_uses_the_database_meanwhile_has_an_error_and_does_no_harm():
+    def work():
+        with pytest.raises(OperationalError, match="already in progress"), connection.cursor() as cursor:
+            cursor.execute("SELECT 2")
+
+    with meanwhile(work):
+        assert execute("SELECT 1, pg_sleep(0.1)", [], is_long=True).fetchone()[0] == 1
 
 
 def test_an_error_of_a_statement_is_raised_by_it_also_where_something_else_was_done():
