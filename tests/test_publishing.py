@@ -68,8 +68,9 @@ def test_some_of_what_is_held_back_can_go_out_sooner_and_is_marked_at_the_end(co
 def test_what_a_project_does_with_each_message_is_not_done_in_the_midst_of_a_statement(commits, published):
     signals.before_task_publish.connect(handler := lambda **_: None)
     try:
-        with app.publisher.held_back() as publish_some, commits():
-            echo.delay(1)
+        with app.publisher.held_back() as publish_some:
+            with commits():
+                echo.delay(1)
             publish_some()
             assert not published
     finally:

@@ -34,17 +34,23 @@ def test_a_process_that_freezes_meanwhile_is_idle_in_its_transaction():
             cursor.execute("SELECT state, wait_event FROM pg_stat_activity WHERE pid = %s", [pid])
             return cursor.fetchone() == ("idle in transaction", "ClientRead")
 
-    with meanwhile(lambda: eventually(is_idle)):
+    done = []
+    with meanwhile(lambda: done.append(eventually(is_idle))):
         assert execute("SELECT length(%s)", ["x" * 1_000_000], is_long=True).fetchone() == (1_000_000,)
+    assert done
 
 
 def test_what_uses_the_database_meanwhile_has_an_error_and_does_no_harm():
+    done = []
+
     def work():
         with pytest.raises(OperationalError, match="already in progress"), connection.cursor() as cursor:
             cursor.execute("SELECT 2")
+        done.append(1)
 
     with meanwhile(work):
         assert execute("SELECT 1, pg_sleep(0.1)", [], is_long=True).fetchone()[0] == 1
+    assert done
 
 
 def test_an_error_of_a_statement_is_raised_by_it_also_where_something_else_was_done():
