@@ -34,7 +34,7 @@ from scheduling_app.signatures import arguments_of
 from scheduling_app.triggers import TimingError, jittered
 from tasks_app import states
 from tasks_app.exceptions import DuplicateTask, NotUnique, TaskConsoleError
-from tasks_app.execution import RETRY_HEADER
+from tasks_app.guard import RETRY_HEADER
 from tasks_app.models import TaskRecord, printable
 from tasks_app.statements import check_constraints, execute, load
 

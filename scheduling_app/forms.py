@@ -24,7 +24,7 @@ from scheduling_app.rules import MOST_JITTER, Complaint, call_complaints, policy
 from scheduling_app.sentences import sentences
 from scheduling_app.signatures import parameters_of, registered_tasks
 from scheduling_app.triggers import Timing, TimingError
-from tasks_app.execution import LONGEST_BACKOFF
+from tasks_app.guard import LONGEST_BACKOFF
 
 Kind = Schedule.Kind
 

@@ -8,7 +8,7 @@ from django.core.exceptions import ValidationError
 from scheduling_app.models import Schedule
 from scheduling_app.signatures import arguments_of, misfit, registered_tasks
 from scheduling_app.triggers import TimingError
-from tasks_app.execution import LONGEST_BACKOFF, RETRY_HEADER
+from tasks_app.guard import LONGEST_BACKOFF, RETRY_HEADER
 from tasks_app.publishing import GEN_HEADER
 
 #: Seconds in a day: more jitter than that is a mistake.

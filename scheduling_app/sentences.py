@@ -4,7 +4,7 @@ from datetime import timedelta
 from typing import NamedTuple
 
 from scheduling_app.models import Schedule
-from tasks_app.execution import LONGEST_BACKOFF
+from tasks_app.guard import LONGEST_BACKOFF
 
 CatchUp, Overlap = Schedule.CatchUp, Schedule.Overlap
 

@@ -7,27 +7,31 @@ whoever ends a run whose worker is gone, come through the same statement.
 """
 
 import logging
+import sys
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
-from functools import cached_property, partial
+from contextlib import contextmanager, nullcontext, suppress
+from functools import cached_property, partial, reduce
+from typing import Any
 
 from billiard.exceptions import WorkerLostError
+from celery import group
 from celery import states as celery_states
 from celery.app.task import Context
-from celery.exceptions import NotRegistered, TaskRevokedError
+from celery.exceptions import NotRegistered, Reject, TaskRevokedError
 from celery.utils.saferepr import saferepr
+from celery.utils.serialization import create_exception_cls
 from django.conf import settings
-from django.db import InterfaceError, OperationalError, transaction
-from django.db.models import Q
+from django.db import InterfaceError, OperationalError, connection, transaction
 from django_celery_results.models import TaskResult
 from kombu.exceptions import EncodeError
+from kombu.utils.functional import maybe_list
 
 from tasks_app import states
 from tasks_app.chords import ChordBackend
-from tasks_app.execution import foreign_record, gen_of, patiently, request_of
+from tasks_app.execution import aside, foreign_record, gen_of, patiently, request_of
 from tasks_app.models import TaskRecord, printable
 from tasks_app.notify import DUE_CHANNEL, notify
-from tasks_app.outbox import Successors, take_successors
+from tasks_app.outbox import Successors, gathered, take_successors
 from tasks_app.statements import brief_transaction, execute
 
 logger = logging.getLogger(__name__)
@@ -71,34 +75,93 @@ class _Cancelled(Exception):
 
 
 class RecordBackend(ChordBackend):
-    """Keeps results where django-celery-results does, and the console's record in step with them."""
+    """Keeps results where django-celery-results does, and the console's record in step with them.
+
+    An outcome is stored in three steps. What calls a project's code (encoders, signal handlers) is prepared; one
+    transaction writes the outcome and what follows; and what a project wants to be called then (errbacks, the bodies
+    of chords) is called. So none of it runs in a transaction, or under a timeout, that is ours.
+    """
 
     @cached_property
     def _is_extended(self) -> bool:
         return bool(self.app.conf.result_extended)
 
-    #: The task whose outcome is being stored.
+    #: The task whose outcome is being stored; and that outcome, as Celery encodes it, and as it is kept.
     _closing: str | None = None
+    _outcome: tuple[Any, Any, tuple] | None = None
 
-    def _conclude(self, task_id, request, outcome: Callable[[], object], alone: bool) -> None:
-        """Store a run's outcome and what follows from it, in one transaction; where it comes late, none of it.
+    def _conclude(self, task_id, request, outcome: Callable[[], object], alone: bool) -> bool:
+        """Store a run's outcome and what follows from it, in one transaction; False where it comes late: none of it.
 
         `alone`: nothing follows from it, so that its one statement needs no transaction. Where the database is away
         it is done again, as a whole.
         """
         take_successors()
-        outer = self._closing, self._root
+        outer = self._closing, self._root, self._decided
         self._closing, self._root = task_id, getattr(request, "root_id", None) or self._root
+        decided = self._decided = []
         try:
-            outcome() if alone else patiently(partial(_in_transaction, outcome), task_id)
+            outcome() if alone else patiently(partial(self._in_transaction, outcome), task_id)
         except _Fenced:
-            pass
+            return False
         except _Cancelled:
             self.mark_as_revoked(task_id, "asked to stop", request)
+            return False
         finally:
-            self._closing, self._root = outer
+            self._closing, self._root, self._decided = outer
+        for member in decided:
+            aside(partial(patiently, partial(self._end_contained, member), task_id))
+        return True
+
+    def _in_transaction(self, outcome: Callable[[], object]) -> None:
+        del self._decided[:]  # type: ignore[index]  # of a try before
+        with brief_transaction():
+            outcome()
+
+    def _end_contained(self, member) -> None:
+        with _contained(member.id):
+            self.end_chord(member)
+
+    @contextmanager
+    def _prepared(self, result, state, request=None) -> Iterator[None]:
+        """Have an outcome encoded now, before the transaction that stores it."""
+        outer, self._outcome = self._outcome, None
+        raised = getattr(request, "raised", None) if state in states.EXCEPTION_STATES else None
+        try:
+            encoded = raised or self.encode_result(result, state)
+            self._outcome = result, encoded, self._kept(encoded, _words_of(encoded, state))
+            yield
+        finally:
+            self._outcome = outer
+
+    def describe(self, error: Exception) -> dict[str, Any]:
+        """An exception as it was raised; Celery hands on what can be pickled of it, which may be another class."""
+        described = self.prepare_exception(error, "json")
+        with suppress(Exception):
+            described["exc_text"] = str(error)
+        return described
+
+    def exception_to_python(self, exc):
+        """As far as it can be rebuilt: where its class does not take its arguments, without its `__init__`."""
+        rebuilt = super().exception_to_python(exc)
+        if not isinstance(exc, dict) or type(rebuilt) is not Exception or exc["exc_type"] == "Exception":
+            return rebuilt
+        message = exc.get("exc_message") or ()
+        args = message if isinstance(message, list | tuple) else (message,)
+        try:
+            cls = reduce(getattr, exc["exc_type"].split("."), sys.modules[exc["exc_module"]])
+            return cls.__new__(cls, *args)
+        except Exception:
+            return create_exception_cls(exc["exc_type"].rpartition(".")[2], exc.get("exc_module") or __name__)(*args)
+
+    def encode_result(self, result, state):
+        if self._outcome and result is self._outcome[0]:
+            return self._outcome[1]
+        return super().encode_result(result, state)
 
     def mark_as_done(self, task_id, result, request=None, store_result=True, state=celery_states.SUCCESS):
+        if request and request.is_eager:
+            return super().mark_as_done(task_id, result, request, store_result, state)
         successors = take_successors() or Successors()
         follows = successors.records or successors.chords or (request and request.chord)
 
@@ -111,41 +174,61 @@ class RecordBackend(ChordBackend):
                 stopped = TaskRecord.objects.filter(task_id=task_id, cancel_at__isnull=False).exists()
                 self.app.submit_successors(successors, revoked=stopped)
             if request and request.chord:
-                with _contained(task_id):
-                    self.on_chord_part_return(request, state, result)
+                self.on_chord_part_return(request, state, result)
 
-        self._conclude(task_id, request, outcome, alone=not follows)
+        with self._prepared(result, state, request) if follows and store_result else nullcontext():
+            self._conclude(task_id, request, outcome, alone=not follows)
 
     def mark_as_failure(
         self, task_id, exc, traceback=None, request=None, store_result=True, call_errbacks=True,
         state=celery_states.FAILURE,
     ):  # fmt: skip
+        if request and request.is_eager:
+            return super().mark_as_failure(task_id, exc, traceback, request, store_result, call_errbacks, state)
+        is_own = getattr(request, "claimed", False)
+        if isinstance(exc, Reject) and request and not is_own:
+            return None  # its run has said so already: see execution.close_dropped_run
         if isinstance(exc, WorkerLostError) and hasattr(request, "id"):
             return self.mark_as_lost(task_id, gen_of(request), str(exc))
         if isinstance(exc, NotRegistered) and self._wait_for_another_worker(task_id, exc):
             return None
-        follows = request and (request.chord or getattr(request, "chain", None) or request.errbacks)
-
-        def outcome():
-            if store_result:
-                self.store_result(task_id, exc, state, traceback=traceback, request=request)
-            self._follow(request, state, exc, traceback, call_errbacks)
-
-        return self._conclude(task_id, request, outcome, alone=not follows)
+        if request and not is_own and (record := _record_of(request)):  # the worker's parent knows the message alone
+            request = request_of(record)
+        self._fail(task_id, exc, request, state, traceback, store_result, call_errbacks)
 
     def mark_as_revoked(self, task_id, reason="", request=None, store_result=True, state=celery_states.REVOKED):
-        def outcome():
-            exc = TaskRevokedError(reason)
-            self.store_result(task_id, exc, state, request=request)
-            self._follow(request, state, exc)
+        self._fail(task_id, TaskRevokedError(reason), request, state)
 
-        self._conclude(task_id, request, outcome, alone=False)
+    def _fail(
+        self, task_id, exc, request, state, traceback=None, store_result=True, call_errbacks=True, before=None
+    ) -> None:
+        """Store what is no success, with what that means for those that wait for it.
+
+        `before`: what else belongs into the transaction, and may refuse it.
+        """
+        is_failure = call_errbacks and state == celery_states.FAILURE
+        here, sent = self._errbacks_of(request) if is_failure else ([], Successors())
+        follows = before or (request and (request.chord or getattr(request, "chain", None) or sent.records))
+
+        def outcome():
+            if before:
+                before()
+            if store_result:
+                self.store_result(task_id, exc, state, traceback=traceback, request=request)
+            self._follow(request, state, exc, traceback)
+            self.app.submit_successors(sent, revoked=False)
+
+        with self._prepared(exc, state, request):
+            stored = self._conclude(task_id, request, outcome, alone=not follows)
+        if stored and here:
+            aside(partial(_call_errbacks, here, request, exc, traceback))
 
     def mark_as_retry(self, task_id, exc, traceback=None, request=None, store_result=True, state=celery_states.RETRY):
         """Record the run and what it raised, and let the task wait for its next one, as `Task.retry` has asked."""
         next_run = getattr(request, "next_run", None)
         if next_run is None:  # by Celery itself, whose worker lets go of what it runs
             return self.mark_as_released(task_id, gen_of(request), str(exc))
+        words = _words_of(getattr(request, "raised", None) or self.encode_result(exc, state), state)
 
         def outcome():
             run = TaskRecord.objects.run_of(task_id, gen_of(request))
@@ -154,45 +237,45 @@ class RecordBackend(ChordBackend):
                 raise _Fenced
             if run.cancel_at:
                 raise _Cancelled
-            run.keep_attempt(type(exc).__name__ if exc else "", _cut(str(exc or "")), _cut(traceback or ""))
+            run.keep_attempt(*words, _cut(traceback or ""))
             moved = run.wait_again(next_run)
             super(RecordBackend, self).mark_as_retry(task_id, exc, _cut(traceback or ""), request)
-            self._wake_or_publish(moved, next_run.publish_at)
+            self.app.publish_or_wake(moved, next_run)
 
-        return self._conclude(task_id, request, outcome, alone=False)
+        with self._prepared(exc, state, request):
+            return self._conclude(task_id, request, outcome, alone=False)
 
     def mark_as_lost(self, task_id: str, gen: int, reason: str) -> None:
         """End a run whose process is gone: its task is repeated if it says so (`acks_late`), or it has failed."""
-
-        def outcome():
-            run = TaskRecord.objects.run_of(task_id, gen)
-            if run is None:
-                raise _Fenced
-            if TaskRecord.objects.mark_lost(run, reason):
-                logger.warning("Run %d of task %s is lost, it is repeated: %s", run.attempt, task_id, reason)
-                notify(DUE_CHANNEL)
-            else:
-                TaskRecord.objects.filter(pk=run.pk).update(lost_count=run.lost_count)
-                self._give_up(run, reason)
-
-        self._conclude(task_id, None, outcome, alone=False)
+        if _repeat(task_id, gen, lambda run: TaskRecord.objects.mark_lost(run, reason)):
+            logger.warning("A run of task %s is lost, it is repeated: %s", task_id, reason)
+        else:
+            self._give_up(task_id, gen, reason, lost=1)
 
     def mark_as_released(self, task_id: str, gen: int, reason: str) -> None:
         """End a run that its worker can go on with no longer: its task is repeated, or has failed, as for a lost one,
         but it does not count as lost."""
+        if not _repeat(task_id, gen, lambda run: TaskRecord.objects.mark_released(run, reason)):
+            self._give_up(task_id, gen, reason)
 
-        def outcome():
-            run = TaskRecord.objects.run_of(task_id, gen)
-            if run is None:
+    def _give_up(self, task_id: str, gen: int, reason: str, lost: int = 0) -> None:
+        """End a run for good that nobody goes on with."""
+        run = TaskRecord.objects.filter(task_id=task_id, gen=gen, state=states.STARTED).first()
+        if run is None:
+            return
+
+        def still_runs():
+            row = TaskRecord.objects.run_of(task_id, gen)
+            if row is None or row.cancel_at != run.cancel_at:
                 raise _Fenced
-            if run.cancel_at or run.max_lost <= 1:
-                self._give_up(run, reason)
-            else:
-                run.keep_attempt(exc_message=reason)
-                run.wait_again(publish_in=0)
-                notify(DUE_CHANNEL)
+            if lost:
+                TaskRecord.objects.filter(pk=run.pk).update(lost_count=row.lost_count + lost)
 
-        self._conclude(task_id, None, outcome, alone=False)
+        if run.cancel_at:
+            exc, state = TaskRevokedError(f"asked to stop; {reason}"), celery_states.REVOKED
+        else:
+            exc, state = WorkerLostError(reason), celery_states.FAILURE
+        self._fail(task_id, exc, request_of(run), state, before=still_runs)
 
     def mark_as_dropped(self, request, state: str, exc: Exception) -> None:
         """End a run whose body raised Ignore or Reject."""
@@ -200,36 +283,48 @@ class RecordBackend(ChordBackend):
             if not TaskRecord.objects.mark_requeued(request.id, gen_of(request)):
                 self.mark_as_revoked(request.id, "asked to stop", request)
             return
-        with transaction.atomic():
-            if not TaskRecord.objects.mark_dropped(request.id, gen_of(request), state):
-                own = TaskRecord.objects.filter(task_id=request.id, gen=gen_of(request)).first()
-                state = own.state if own else ""  # given by the body itself, with `update_state`
-            part = Context(id=request.id, group=request.group, chord=request.chord, root_id=request.root_id)
-            if state == celery_states.SUCCESS and part.chord:
-                self.on_chord_part_return(part, state, None)
-            elif state in states.READY_STATES:
-                self._follow(part, celery_states.FAILURE, exc)  # a chain that is left by Ignore just ends
+        if state == states.REJECTED:  # which Celery counts as a failure
+            self.mark_as_failure(request.id, exc, request=request)
+            return
+        self._conclude(request.id, request, partial(self._end_ignored, request, state, exc), alone=False)
+
+    def _end_ignored(self, request, state: str, exc: Exception) -> None:
+        if not TaskRecord.objects.mark_dropped(request.id, gen_of(request), state):
+            own = TaskRecord.objects.filter(task_id=request.id, gen=gen_of(request)).first()
+            state = own.state if own else ""  # given by the body itself, with `update_state`
+        part = Context(id=request.id, group=request.group, chord=request.chord, root_id=request.root_id)
+        if state == celery_states.SUCCESS and part.chord:
+            self.on_chord_part_return(part, state, None)
+        elif state in states.READY_STATES:
+            self._follow(part, celery_states.FAILURE, exc)  # a chain that is left by Ignore just ends
 
     def follow_revoked(self, task_ids: Iterable[str]) -> None:
         """Let what waits for tasks that were revoked, or expired, while they waited end too."""
-        in_workflow = Q(group_id__isnull=False) | Q(options__contains='"chain"')
-        for record in TaskRecord.objects.filter(in_workflow, task_id__in=task_ids):
+        for record in TaskRecord.objects.filter(task_id__in=task_ids):
             self._follow(request_of(record), record.state, TaskRevokedError(record.exc_message))
 
-    def follow_end_of(self, record: TaskRecord, reason: str) -> None:
-        """The same for one that is not in the table as what it is."""
-        self._follow(request_of(record), celery_states.REVOKED, TaskRevokedError(reason))
+    def follow_end_of(self, record: TaskRecord, error: Exception) -> None:
+        """The same for a step that is not in the table as what it is, which failed, or was revoked, for that."""
+        request = request_of(record)
+        if isinstance(error, TaskRevokedError):
+            self._follow(request, celery_states.REVOKED, error)
+            return
+        self._follow(request, celery_states.FAILURE, error)
+        here, sent = self._errbacks_of(request)
+        self.app.submit_successors(sent, revoked=False)
+        if here:
+            transaction.on_commit(partial(aside, partial(_call_errbacks, here, request, error, None)))
 
     def fail_unpublishable(self, record: TaskRecord, error: Exception) -> None:
         """End a task of which no message can be made."""
         exc_type, reason = type(error).__name__, _cut(f"No message can be made of it: {error}")
         with transaction.atomic():
             if TaskRecord.objects.mark_unpublishable(record, reason, exc_type):
-                self._follow(request_of(record), celery_states.FAILURE, error)
+                self.follow_end_of(record, error)
 
-    def _follow(self, request, state: str, exc: Exception, traceback=None, call_errbacks: bool = True) -> None:
+    def _follow(self, request, state: str, exc: Exception, traceback=None) -> None:
         """What a task that did not succeed means for those that wait for it."""
-        if request is None or not (request.chord or getattr(request, "chain", None) or request.errbacks):
+        if request is None or not (request.chord or getattr(request, "chain", None)):
             return
         outer = self._closing, self._root
         self._closing, self._root = self._closing or request.id, getattr(request, "root_id", None) or self._root
@@ -237,19 +332,36 @@ class RecordBackend(ChordBackend):
             if request.chord:
                 self.on_chord_part_return(request, state, exc)
             self._fail_chain(getattr(request, "chain", None), exc, traceback, state=state)
-        with _contained(request.id):  # by itself: an errback that is called here and now may break anything
-            if call_errbacks and state == celery_states.FAILURE and request.errbacks:
-                self._call_task_errbacks(request, exc, traceback)
         self._closing, self._root = outer
 
-    def _give_up(self, run: TaskRecord, reason: str) -> None:
-        request = request_of(run)
-        if run.cancel_at:
-            exc, state = TaskRevokedError(f"asked to stop; {reason}"), celery_states.REVOKED
-        else:
-            exc, state = WorkerLostError(reason), celery_states.FAILURE
-        self.store_result(run.task_id, exc, state, request=request)
-        self._follow(request, state, exc)
+    def _errbacks_of(self, request) -> tuple[list, Successors]:
+        """A task's errbacks: those to be called here, with the exception, and the records of those to be sent."""
+        here: list = []
+        with gathered() as sent, _contained(getattr(request, "id", "")):
+            errbacks = [self.app.signature(each) for each in maybe_list(getattr(request, "errbacks", None)) or ()]
+            here = [errback for errback in errbacks if self._is_called_here(errback)]
+            if to_send := [errback for errback in errbacks if errback not in here]:
+                root_id = request.root_id or request.id
+                group(to_send, app=self.app).apply_async((request.id,), parent_id=request.id, root_id=root_id)
+        for record in sent.records:
+            record.is_successor = True
+        return here, sent
+
+    def _is_called_here(self, errback) -> bool:
+        """As Celery tells them apart: one that takes more than a task's id is called with its exception."""
+        try:
+            header = errback.type.__header__
+        except (NotRegistered, AttributeError):  # another worker's, perhaps
+            return False
+        return not isinstance(header, partial) and self._errback_arity_greater(errback, 1)
+
+    def _call_task_errbacks(self, request, exc, traceback):
+        """Those of a chord's body, which Celery lets fail itself."""
+        if self.app.conf.task_always_eager or (request.delivery_info or {}).get("is_eager"):
+            return super()._call_task_errbacks(request, exc, traceback)
+        here, sent = self._errbacks_of(request)
+        self.app.submit_workflow(sent)
+        _call_errbacks(here, request, exc, traceback)
 
     def _wait_for_another_worker(self, task_id: str, exc: NotRegistered) -> bool:
         moved = TaskRecord.objects.mark_unregistered(task_id, f"not registered in a worker: {exc}", UNREGISTERED_GRACE)
@@ -257,14 +369,8 @@ class RecordBackend(ChordBackend):
             logger.warning("Task %s waits for a worker that knows it: %s", task_id, exc)
         return moved or TaskRecord.objects.is_to_come(task_id)
 
-    def _wake_or_publish(self, record: TaskRecord, publish_at) -> None:
-        if publish_at:
-            notify(DUE_CHANNEL)
-        else:
-            transaction.on_commit(lambda: self.app.publisher.publish_committed([record]))
-
     def _store_result(self, task_id, result, status, traceback=None, request=None, using=None):
-        if status == celery_states.RETRY:
+        if status == celery_states.RETRY or getattr(request, "is_eager", False):
             return super()._store_result(task_id, result, status, traceback, request, using)
         if status not in states.READY_STATES:  # a state of the task's own, by `update_state`
             with transaction.atomic():
@@ -272,7 +378,7 @@ class RecordBackend(ChordBackend):
                     return super()._store_result(task_id, result, status, traceback, request, using)
             _log_fenced(task_id, status)
             return None
-        exception = _exception_words(result) if status in states.EXCEPTION_STATES else ("", "")
+        exception = _words_of(result, status)
         (content_type, content_encoding, encoded), note = self._kept(result, exception)
         meta = {**self._get_meta_from_request(request), "children": self.current_task_children(request)}
         extended = self._get_extended_properties(request, traceback) if self._is_extended else {}
@@ -285,6 +391,8 @@ class RecordBackend(ChordBackend):
 
     def _kept(self, result, exception: tuple[str, str]) -> tuple[tuple[str, str, str], str]:
         """A result as it is stored, and what had to be done to it for that."""
+        if self._outcome and result is self._outcome[1]:
+            return self._outcome[2]
         note = ""
         try:
             kept = self.encode_content(result)
@@ -344,6 +452,36 @@ class RecordBackend(ChordBackend):
         return meta
 
 
+def _record_of(request) -> TaskRecord | None:
+    return TaskRecord.objects.filter(task_id=request.id, gen=gen_of(request)).first()
+
+
+def _repeat(task_id: str, gen: int, move: Callable[[TaskRecord], bool]) -> bool:
+    """Let a run be repeated by `move`; False where it is not to be."""
+
+    def moved() -> bool:
+        with brief_transaction():
+            run = TaskRecord.objects.run_of(task_id, gen)
+            if run is None or not move(run):
+                return False
+            notify(DUE_CHANNEL)
+            return True
+
+    return patiently(moved, task_id)
+
+
+def _call_errbacks(errbacks: Iterable, request, exc: Exception, traceback) -> None:
+    for errback in errbacks:
+        try:
+            errback(request, exc, traceback)
+        except Exception:
+            logger.exception("Errback %s of task %s failed", errback.task, request.id)
+
+
+def _words_of(result, state: str) -> tuple[str, str]:
+    return _exception_words(result) if state in (*states.EXCEPTION_STATES, states.RETRY) else ("", "")
+
+
 def _module(record) -> str:
     return TaskRevokedError.__module__ if record.exc_type == TaskRevokedError.__name__ else "builtins"
 
@@ -352,10 +490,11 @@ def _exception_words(result) -> tuple[str, str]:
     """Type and message of an exception as Celery's backends prepare it for JSON."""
     if not isinstance(result, dict) or not {"exc_type", "exc_message"} <= result.keys():
         return "", _cut(str(result or ""))  # `update_state(state="FAILURE", meta=…)`
-    message = result["exc_message"]
-    if isinstance(message, list | tuple):
-        message = ", ".join(map(str, message))
-    return result["exc_type"], _cut(str(message))
+    message = result.get("exc_text")
+    if message is None:
+        message = result["exc_message"]
+        message = ", ".join(map(str, message)) if isinstance(message, list | tuple) else str(message)
+    return result["exc_type"].rpartition("<locals>.")[2], _cut(message)
 
 
 def _cut(text: str) -> str:
@@ -377,17 +516,12 @@ def _repr(value) -> str:
 def _contained(task_id: str) -> Iterator[None]:
     """A task's own end does not depend on what follows: what cannot be done, for a broken signature say, is logged."""
     try:
-        with transaction.atomic():
+        with transaction.atomic() if connection.in_atomic_block else nullcontext():
             yield
     except (OperationalError, InterfaceError):
         raise
     except Exception:
         logger.exception("What follows from the end of task %s could not be done", task_id)
-
-
-def _in_transaction(outcome: Callable[[], object]) -> None:
-    with brief_transaction(idle=60):  # an errback may be called in it
-        outcome()
 
 
 def _log_fenced(task_id, state) -> None:

@@ -1,50 +1,51 @@
 """Chords, counted in Postgres in the transactions that close their members; `celery.chord_unlock` is not used.
 
 A member is closed once (see backend.py), so it is counted once, whatever became of its worker or its message. An open
-chord is a row of django-celery-results' ChordCounter: written with the records of the members, gone with the last one.
+chord is a row of django-celery-results' ChordCounter, written with the records of the members. The member that decides
+it, the last one or the first that fails, leaves it with a count of 0: from then on it is to be ended, by `end_chord`.
+That is done after the member's transaction, since it calls a project's code (signal handlers, encoders, errbacks), and
+by a relay where the process that should have done it is gone.
 """
 
 import json
 import logging
+from typing import Any
 
 from celery import states
 from celery.app.task import Context
-from celery.canvas import maybe_signature
+from celery.backends.base import _create_chord_error_with_cause
+from celery.canvas import Signature, maybe_signature
 from celery.exceptions import ChordError
 from celery.result import GroupResult, ResultBase
-from django.db import InterfaceError, OperationalError, transaction
+from django.db import InterfaceError, OperationalError, connection, transaction
 from django_celery_results.backends.database import DatabaseBackend
 from django_celery_results.models import ChordCounter, TaskResult
 
-from tasks_app.execution import foreign_record
-from tasks_app.models import TaskRecord
-from tasks_app.outbox import ending, gathered
+from tasks_app.execution import foreign_record, request_of
+from tasks_app.models import TaskRecord, TaskStep
+from tasks_app.outbox import gathered, gathering
+from tasks_app.statements import execute
+from tasks_app.steps import steps_of_body
 
 logger = logging.getLogger(__name__)
+TABLE = ChordCounter._meta.db_table
 
 
 class ChordBackend(DatabaseBackend):
     #: The workflow of the task whose outcome is being stored.
     _root: str | None = None
+    #: Members that decided their chords, in the transaction at hand.
+    _decided: list[Context] | None = None
 
     def on_chord_part_return(self, request, state, result, **kwargs):
-        """Count a member of a chord's header, in the transaction that closes it; the last one sends the body.
-
-        A member that fails decides at once: the body fails. Members that end after that find nothing to count.
-        """
-        with transaction.atomic():
-            chord = ChordCounter.objects.select_for_update().filter(group_id=request.group).first()
-            if chord is None:
-                return
-            if state in states.PROPAGATE_STATES:
-                chord.delete()
-                self._fail_body(request, ChordError(f"Dependency {request.id} raised {result!r:.1000}"))
-            elif chord.count > 1:
-                chord.count -= 1
-                chord.save(update_fields=["count"])
+        """Count a member of a chord's header, in the transaction that closes it; one that fails decides at once."""
+        by = _ALL if state in states.PROPAGATE_STATES else 1
+        row = execute(_COUNT, [by, request.group]).fetchone()
+        if row and row[0] == 0:
+            if self._decided is not None:
+                self._decided.append(request)
             else:
-                chord.delete()
-                self._send_body(request, chord)
+                transaction.on_commit(lambda: self.end_chord(request))
 
     def apply_chord(self, header_result_args, body, **kwargs):
         header = header_result_args
@@ -54,50 +55,101 @@ class ChordBackend(DatabaseBackend):
         chord = ChordCounter(
             group_id=header.id, sub_tasks=json.dumps(members), count=body.get("chord_size") or len(members)
         )
-        successors = ending()
-        successors.chords.append(chord) if successors else chord.save(force_insert=True)
+        workflow = gathering()
+        if workflow is None:
+            chord.save(force_insert=True)
+            return
+        workflow.chords.append(chord)
+        workflow.steps += steps_of_body(body, header.id, body.options.get("root_id"))
 
-    def _send_body(self, request, chord: ChordCounter) -> None:
+    def end_chord(self, request) -> None:
+        """Send the body of a chord that is decided, or let it fail; `request`: that of one of its members.
+
+        Called outside of transactions, and again where it was interrupted.
+        """
+        chord = ChordCounter.objects.using(connection.alias).filter(group_id=request.group, count=0).first()
+        if chord is None or not request.chord:
+            return
+        body = maybe_signature(request.chord, app=self.app)
+        outer, self._root = self._root, getattr(request, "root_id", None) or self._root
         try:
+            self._send_body(body, chord)
+        except ChordError as error:
+            logger.error("Chord %s has failed: %s", chord.group_id, error)
+            self._fail_body(body, error)
+            ChordCounter.objects.filter(pk=chord.pk).delete()
+        finally:
+            self._root = outer
+
+    def end_interrupted(self, chord: ChordCounter) -> None:
+        """End a chord that was decided by a process that is gone."""
+        ids = [result.id for result in _leaves(chord.group_result(app=self.app))]
+        member = TaskRecord.objects.filter(task_id__in=ids, group_id=chord.group_id).first()
+        if member is not None:
+            self.end_chord(request_of(member))
+        elif body := TaskStep.objects.filter(after_id=chord.group_id, place="body").first():  # no member ever came
+            signature = self.app.signature(body.name, options={"task_id": body.task_id})
+            self.end_chord(Context(group=chord.group_id, chord=signature, root_id=body.root_id))
+
+    def _send_body(self, body: Signature, chord: ChordCounter) -> None:
+        """Raises ChordError where it is not to be sent, or cannot be."""
+        results = self._results(chord.group_result(app=self.app))
+        try:
+            with gathered() as successors:
+                body.delay(results)
+            for record in successors.records:
+                record.is_successor = True
             with transaction.atomic():
-                results = self._results(chord.group_result(app=self.app))
-                with gathered() as successors:
-                    maybe_signature(request.chord, app=self.app).delay(results)
-                self.app.submit_successors(successors, revoked=False)
+                if ChordCounter.objects.filter(pk=chord.pk).delete()[0]:
+                    self.app.submit_successors(successors, revoked=False)
         except (OperationalError, InterfaceError):
             raise
-        except ChordError as error:
-            self._fail_body(request, error)
         except Exception as error:
             logger.exception("The body of chord %s cannot be sent", chord.group_id)
-            self._fail_body(request, ChordError(f"Callback error: {error!r:.1000}"))
+            raise ChordError(f"Callback error: {error!r:.1000}") from error
 
     def _results(self, header: GroupResult) -> list:
-        """The results of a header's members, in their order, those of nested groups as lists."""
+        """The results of a header's members, in their order, those of a chain that ends in a group as lists.
+
+        Raises ChordError where a member has failed.
+        """
         ids = [result.id for result in _leaves(header)]
+        stored = TaskResult.objects.using(connection.alias).filter(task_id__in=ids)
+        results = {result.task_id: result for result in stored}
+        for task_id in ids:
+            if task_id in results and results[task_id].status in states.PROPAGATE_STATES:
+                self._raise_member(task_id, results[task_id])
         cut = TaskRecord.objects.filter(task_id__in=ids, note__startswith="Cut").values_list("task_id", flat=True)
         if cut:
             raise ChordError(f"Dependency {cut[0]} has a result that was too long to be kept (TASK_RESULT_MAX_BYTES).")
-        stored = TaskResult.objects.filter(task_id__in=ids)
-        values = {result.task_id: self.decode_content(result, result.result) for result in stored}
+        ended = dict(TaskRecord.objects.filter(task_id__in=ids).values_list("task_id", "state"))
+        for task_id in ids:
+            if ended.get(task_id) in states.PROPAGATE_STATES:
+                raise ChordError(f"Dependency {task_id} raised {ended[task_id]}")
 
         def value_of(result: ResultBase):
-            return [value_of(part) for part in result] if isinstance(result, GroupResult) else values.get(result.id)
+            is_group = isinstance(result, GroupResult)
+            return [value_of(part) for part in result] if is_group else self._value_of(results.get(result.id))
 
         return value_of(header)
 
-    def _fail_body(self, request, exc: ChordError) -> None:
-        body = maybe_signature(request.chord, app=self.app)
-        outer, self._root = self._root, request.root_id or self._root
+    def _value_of(self, stored: TaskResult | None) -> Any:
+        return None if stored is None else self.decode_content(stored, stored.result)
+
+    def _raise_member(self, task_id: str, stored: TaskResult) -> None:
+        value = self._value_of(stored)
+        exc = self.exception_to_python(value) if isinstance(value, dict) and "exc_type" in value else value
+        raise _create_chord_error_with_cause(f"Dependency {task_id} raised {exc!r:.1000}", exc)
+
+    def _fail_body(self, body: Signature, exc: ChordError) -> None:
         try:
             raise exc  # Celery reads it from the stack
         except ChordError:
             self.chord_error_from_stack(body, exc)
-        finally:
-            self._root = outer
         if body.options.get("chord"):  # a chord within another's header
             part = Context(id=body.id, group=body.options.get("group_id"), chord=body.options["chord"])
-            self.on_chord_part_return(part, states.FAILURE, exc)
+            with transaction.atomic():
+                self.on_chord_part_return(part, states.FAILURE, exc)
 
     def chord_error_from_stack(self, callback, exc=None):
         """Celery marks a chord's body as failed without ever sending it: it gets a record, so that it can be seen."""
@@ -108,3 +160,10 @@ class ChordBackend(DatabaseBackend):
 
 def _leaves(result: ResultBase) -> list:
     return [leaf for part in result for leaf in _leaves(part)] if isinstance(result, GroupResult) else [result]
+
+
+#: By how much a member that fails lowers the count: to nothing.
+_ALL = 2**31 - 1
+_COUNT = f"""
+UPDATE {TABLE} SET count = greatest(count - %s, 0) WHERE group_id = %s AND count > 0 RETURNING count
+"""

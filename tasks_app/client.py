@@ -1,19 +1,20 @@
 """CeleryClient: submit tasks and ask for them by name and id, without importing their code."""
 
-import time
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from difflib import get_close_matches
 from typing import Any
 
+from asgiref.sync import sync_to_async
 from celery import Celery, canvas, current_app
 from celery.result import AsyncResult, GroupResult
 from django.db import transaction
-from django.db.models import Q
 
 from tasks_app import states, workers
 from tasks_app.exceptions import TaskNotFound, UnknownTask
-from tasks_app.models import TaskRecord
+from tasks_app.models import TaskRecord, TaskStep
+from tasks_app.steps import is_to_come
+from tasks_app.transport import is_id
 
 _KEPT_BY_RERUN = {"headers", "ignore_result", "serializer", "time_limit", "soft_time_limit", "exchange", "routing_key"}
 
@@ -60,6 +61,11 @@ class CeleryClient:
         }  # fmt: skip
         return self._task(task_name).apply_async(args, kwargs, **self._options(options, explicit))
 
+    async def asubmit(self, *args: Any, **options: Any) -> AsyncResult:
+        """`submit` for a coroutine, such as an async view: in the thread of its request's other synchronous code, and
+        so in a transaction that is open there."""
+        return await sync_to_async(self.submit)(*args, **options)
+
     def submit_many(
         self, task_name: str, calls: Iterable[tuple[Sequence, Mapping[str, Any]]], **options: Any
     ) -> list[AsyncResult]:
@@ -69,6 +75,8 @@ class CeleryClient:
         if task.typing:
             for args, kwargs in calls:
                 task.__header__(*args, **kwargs)
+        if self.app.conf.task_always_eager:
+            return [task.apply_async(args, kwargs, **self._options(options, {})) for args, kwargs in calls]
         options = self._options(options, {"parent": self.app.current_worker_task, "task_type": task})
         records = self.app.build_records(task_name, calls, **options)
         with transaction.atomic():
@@ -97,17 +105,18 @@ class CeleryClient:
         and celery.exceptions.TimeoutError.
         """
         if self.get_status(task_id) is None:
-            time.sleep(1)  # a chord's body is recorded a moment after the last of its header has ended
-            if self.get_status(task_id) is None:
-                raise TaskNotFound(f"No task was recorded under the id {task_id!r:.300}.")
-        return self.app.AsyncResult(task_id).get(timeout=timeout, propagate=propagate, interval=0.05)
+            raise _not_found(task_id)
+        return self.app.AsyncResult(task_id).get(timeout=timeout, propagate=propagate)
 
     def get_status(self, task_id: str) -> str | None:
         """A task's state, in Celery's words; None for an unknown id, PENDING for a later step of a workflow."""
+        if not is_id(task_id):
+            return None
         state = TaskRecord.objects.filter(task_id=task_id).values_list("state", flat=True).first()
-        if state is None and TaskRecord.objects.unfinished().filter(options__contains=task_id).exists():
-            return states.PENDING
-        return state
+        if state is not None:
+            return state
+        step = TaskStep.objects.filter(task_id=task_id).first()
+        return states.PENDING if step and is_to_come(step) else None
 
     def revoke(self, task_id: str, terminate: bool = False) -> str | None:
         """Revoke a task that waits: once this has committed, it never starts. The state that it is in then.
@@ -123,9 +132,7 @@ class CeleryClient:
 
         What runs is asked to stop, by a signal with `terminate`. Raises TaskNotFound.
         """
-        either = Q(task_id=task_id) | Q(group_id=task_id)
-        record = TaskRecord.objects.filter(either).first() or self._step_before(task_id)
-        root_id = record.root_id
+        root_id = self._root_of(task_id)
         return len(self.app.control.revoke_workflow(root_id, terminate=terminate))
 
     def rerun(self, task_id: str) -> AsyncResult:
@@ -133,9 +140,9 @@ class CeleryClient:
 
         (What would hand its result on, a chain, a chord or links, is left out.) Raises TaskNotFound.
         """
-        old = TaskRecord.objects.filter(task_id=task_id).first()
+        old = TaskRecord.objects.filter(task_id=task_id).first() if is_id(task_id) else None
         if old is None:
-            raise TaskNotFound(f"No task was recorded under the id {task_id!r:.300}.")
+            raise _not_found(task_id)
         kept = {key: value for key, value in old.options.items() if key in _KEPT_BY_RERUN}
         new = self.app.build_record(old.name, old.args, old.kwargs, queue=old.queue, priority=old.priority, **kept)
         new.replay_of_id = old.pk
@@ -144,12 +151,17 @@ class CeleryClient:
 
     register_worker_hooks = staticmethod(workers.register_worker_hooks)
 
-    def _step_before(self, task_id: str) -> TaskRecord:
-        """A task of the workflow in which another is still to come."""
-        record = TaskRecord.objects.unfinished().filter(options__contains=task_id).first()
-        if record is None:
-            raise TaskNotFound(f"No task was recorded under the id {task_id!r:.300}.")
-        return record
+    def _root_of(self, task_id: str) -> str:
+        """The workflow of a task, a group, or a step to come. Raises TaskNotFound."""
+        if is_id(task_id):
+            for rows in (
+                TaskRecord.objects.filter(task_id=task_id),
+                TaskRecord.objects.filter(group_id=task_id),
+                TaskStep.objects.filter(task_id=task_id),
+            ):
+                if (root_id := rows.values_list("root_id", flat=True).first()) is not None:
+                    return root_id
+        raise _not_found(task_id)
 
     def _task(self, name: str):
         try:
@@ -163,14 +175,17 @@ class CeleryClient:
         return _given(self.defaults) | _given(options) | _given(explicit)
 
     def _apply(self, workflow: canvas.Signature, options: Mapping[str, Any]):
-        with transaction.atomic():  # all of its tasks, or none
-            return workflow.apply_async(**self._options(options, {}))
+        return workflow.apply_async(**self._options(options, {}))
 
     def _signature(self, task: Any) -> canvas.Signature:
         if isinstance(task, canvas.Signature):
             return task
         name, args, kwargs = (task, (), {}) if isinstance(task, str) else (*task, (), {})[:3]
         return self._task(name).signature(args, kwargs)
+
+
+def _not_found(task_id: str) -> TaskNotFound:
+    return TaskNotFound(f"No task was recorded under the id {task_id!r:.300}.")
 
 
 def _given(options: Mapping[str, Any]) -> dict[str, Any]:

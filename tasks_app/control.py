@@ -4,16 +4,17 @@ import logging
 from collections.abc import Mapping
 from functools import partial
 from signal import Signals
-from typing import Any
 
-from celery.app.control import Control
+from celery.app.control import TERM_SIGNAME, Control
 from celery.platforms import signals
 from django.db import connection, transaction
 from django.db.models import Q
 from django.utils import timezone
 from kombu.exceptions import OperationalError
+from kombu.utils.functional import maybe_list
 
 from tasks_app import states
+from tasks_app.transport import is_id
 
 logger = logging.getLogger(__name__)
 
@@ -21,16 +22,21 @@ logger = logging.getLogger(__name__)
 class RecordingControl(Control):
     """Celery's remote control, where a revoke reaches tasks that no worker has heard of, workers up or down."""
 
-    def revoke(self, task_id, destination=None, terminate=False, signal="SIGTERM", **kwargs):
+    def revoke(self, task_id, destination=None, terminate=False, signal=None, **kwargs):
         """Revoke what waits, in Postgres; what runs is asked to stop, with `terminate` by a signal to its process.
 
-        A worker hears of that by the broker, or with the next renewal of its leases. Takes one id or several.
+        A worker hears of that by the broker, or with the next renewal of its leases. Takes one id or several; that of
+        a group stands for those of its members, that of a step to come for what it will be.
         """
-        from tasks_app.models import TaskRecord
+        from tasks_app.models import TaskRecord, TaskStep
 
-        task_ids = [task_id] if isinstance(task_id, str) else list(task_id)
-        signal = Signals(signals.signum(signal)).name
-        self._revoke_to_come(task_ids)
+        given = [each for each in maybe_list(task_id) or () if is_id(each)]
+        if not given:
+            return None
+        signal = Signals(signals.signum(signal or TERM_SIGNAME)).name
+        members = TaskRecord.objects.unfinished().filter(group_id__in=given)
+        task_ids = [*given, *members.values_list("task_id", flat=True)]
+        self._revoke_to_come(TaskStep.objects.filter(task_id__in=task_ids))
         stopped = self._stop(TaskRecord.objects.filter(task_id__in=task_ids), signal if terminate else "")
         others = [task_id for task_id in task_ids if stopped.get(task_id) != states.REVOKED]
         tell = partial(self._tell_workers, others, destination, terminate=terminate, signal=signal, **kwargs)
@@ -39,19 +45,30 @@ class RecordingControl(Control):
             return None
         return tell()
 
-    def _revoke_to_come(self, task_ids: list[str]) -> None:
-        """Revoke what is a step to come of an unfinished workflow, by a row that it will meet when it comes."""
+    def revoke_by_stamped_headers(self, headers, destination=None, terminate=False, signal=None, **kwargs):
+        """The same for what carries one of these stamps; workers keep them in mind for what is sent later."""
+        from tasks_app.models import TaskStamp
+
+        stamps = headers if isinstance(headers, Mapping) else dict(each.split("=", 1) for each in headers)
+        carried = Q(pk__in=[])
+        for header, values in stamps.items():
+            carried |= Q(header=header, value__in=[str(value) for value in maybe_list(values) or ()])
+        task_ids = list(TaskStamp.objects.filter(carried).values_list("task_id", flat=True).distinct())
+        self.revoke(task_ids, destination, terminate, signal)
+        if self.app.publisher.is_reached():
+            return super().revoke_by_stamped_headers(headers, destination, terminate, signal or TERM_SIGNAME, **kwargs)
+        return None
+
+    def _revoke_to_come(self, steps) -> None:
+        """Revoke steps of unfinished workflows, by rows that they will meet when they come."""
         from tasks_app.models import TaskRecord
 
-        known = set(TaskRecord.objects.filter(task_id__in=task_ids).values_list("task_id", flat=True))
-        for task_id in set(task_ids) - known:
-            before = TaskRecord.objects.unfinished().filter(options__contains=task_id).first()
-            if before is not None:
-                name = _task_of(before.options, task_id) or "unknown"
-                step = TaskRecord(task_id=task_id, name=name, queue=before.queue, root_id=before.root_id)
-                step.state, step.exc_type, step.exc_message = states.REVOKED, "TaskRevokedError", "revoked"
-                step.finished_at = timezone.now()
-                TaskRecord.objects.adopt(step)
+        for root_id, name, task_id, after_id in steps.values_list("root_id", "name", "task_id", "after_id"):
+            revoked = TaskRecord(task_id=task_id, name=name, root_id=root_id, parent_id=after_id)
+            revoked.state, revoked.exc_type, revoked.exc_message = states.REVOKED, "TaskRevokedError", "revoked"
+            revoked.finished_at = timezone.now()
+            if TaskRecord.objects.in_workflow(root_id).unfinished().exists():
+                TaskRecord.objects.adopt(revoked)
 
     def _tell_workers(self, task_ids: list[str], destination, **kwargs):
         if task_ids and self.app.publisher.is_reached():
@@ -63,9 +80,11 @@ class RecordingControl(Control):
 
     def revoke_workflow(self, root_id: str, terminate: bool = False, signal: str = "SIGTERM") -> dict[str, str]:
         """Revoke all of a workflow that has not ended, and what would follow from it; the ids, with their states."""
-        from tasks_app.models import TaskRecord
+        from tasks_app.models import TaskRecord, TaskStep
+        from tasks_app.steps import ERRBACK
 
         stopped: dict[str, str] = {}
+        self._revoke_to_come(TaskStep.objects.filter(root_id=root_id).exclude(place=ERRBACK))
         workflow = TaskRecord.objects.in_workflow(root_id).unfinished()
         workflow = (
             workflow.filter(Q(cancel_at=None) | Q(cancel_signal="")) if terminate else workflow.filter(cancel_at=None)
@@ -82,14 +101,3 @@ class RecordingControl(Control):
             stopped = tasks.stop("revoked", signal)
             self.app.backend.follow_revoked([id_ for id_, state in stopped.items() if state == states.REVOKED])
         return stopped
-
-
-def _task_of(signatures: Any, task_id: str) -> str | None:
-    """The name of the task whose signature, somewhere among these, has the id."""
-    if isinstance(signatures, Mapping):
-        if (signatures.get("options") or {}).get("task_id") == task_id:
-            return signatures.get("task")
-        signatures = list(signatures.values())
-    if not isinstance(signatures, list | tuple):
-        return None
-    return next(filter(None, (_task_of(each, task_id) for each in signatures)), None)

@@ -1,12 +1,11 @@
 """The one door in: a run is claimed in Postgres before the task's body starts.
 
-A message that lost (repeated, late, revoked, expired) finds no row to claim, and is dropped by Celery's `Ignore`.
+A message that lost (repeated, late, revoked, expired) finds no row to claim, and is dropped by Celery's `Ignore`. What
+a run works with is what its row says: a message is a hint, and anybody who reaches the broker can write one.
 """
 
-import asyncio
-import functools
-import inspect
 import itertools
+import json
 import logging
 import math
 import os
@@ -14,42 +13,37 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from datetime import timedelta
-from typing import TypeVar
+from typing import Any, TypeVar
 
-from asgiref.sync import sync_to_async
 from billiard import current_process
 from celery.app.task import Context
 from celery.contrib.django.task import DjangoTask
-from celery.exceptions import Ignore, Reject, SoftTimeLimitExceeded, TaskPredicate
+from celery.exceptions import Reject
 from celery.signals import task_postrun
-from django.db import InterfaceError, OperationalError, close_old_connections, connection, transaction
+from django.db import InterfaceError, OperationalError, connection, connections, transaction
 from kombu.utils.functional import maybe_list
+from kombu.utils.json import loads
 
 from tasks_app import states
-from tasks_app.exceptions import DuplicateTask
-from tasks_app.models import TaskRecord
-from tasks_app.moves import MAX_LOST
+from tasks_app.exceptions import InvalidSubmission
+from tasks_app.guard import Guard
+from tasks_app.models import TaskRecord, dump_json
+from tasks_app.moves import MAX_LOST, Run
 from tasks_app.notify import DUE_CHANNEL, notify
-from tasks_app.outbox import begin_ending, take_successors
+from tasks_app.outbox import Successors, take_successors
 from tasks_app.publishing import GEN_HEADER
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
-#: Header by which a message asks for retries: {"max_retries": 3, "backoff": 10}, the first pause in seconds, doubled
-#: each time up to LONGEST_BACKOFF.
-RETRY_HEADER, LONGEST_BACKOFF = "retry_policy", 3600
 #: Seconds that a worker holds an outcome while the database is away.
 DATABASE_PATIENCE = 600
 
 
 class ConsoleTask(DjangoTask):
-    """Base class of every task of the app. The body may be a coroutine function."""
+    """Base class of the app's tasks that name none. The body may be a coroutine function."""
 
     abstract = True
-    Request = "tasks_app.workers:ConsoleRequest"
-    #: Lets Celery report each retry and failure to the backend, which keeps the record (see backend.py).
-    store_errors_even_if_ignored = True
 
     #: Runs of a task with `acks_late=True` that may be lost with their worker before it has failed.
     max_lost: int = MAX_LOST
@@ -60,85 +54,76 @@ class ConsoleTask(DjangoTask):
     concurrency_limit: int | None = None
     limit_key: str | None = None
 
-    def __init_subclass__(cls, **kwargs):
-        super().__init_subclass__(**kwargs)
-        run = cls.__dict__.get("run")
-        body = run.__func__ if isinstance(run, staticmethod) else run
-        if inspect.iscoroutinefunction(body):
-            wrapped = _in_event_loop(body)
-            cls.run = staticmethod(wrapped) if isinstance(run, staticmethod) else wrapped
 
-    def before_start(self, task_id, args, kwargs):
-        """Claim the run. A task that overrides this calls `super().before_start` first."""
-        request = self.request
-        request.is_next = True
-        if request.is_eager:
+def claim_run(task, request, args: list, kwargs: dict) -> bool:
+    """Claim a run for its message; False where the message has lost.
+
+    What the row says is put into `args`, `kwargs` and the request, where the message says otherwise.
+    """
+    take_successors()  # of a run that Celery gave up in between
+    run = _claim_when_possible(request, task.name, getattr(task, "max_lost", MAX_LOST) if task.acks_late else 1)
+    if run is None:
+        return False
+    request.attempt, request.claimed = run.attempt, True
+    _go_by_record(run, request, args, kwargs)
+    return True
+
+
+def is_in_force(request) -> bool:
+    """Whether a run still is its task's, and was not asked to stop."""
+    run = TaskRecord.objects.filter(task_id=request.id, gen=gen_of(request), state=states.STARTED)
+    return run.filter(cancel_at=None).exists()
+
+
+def replace_run(task, successors: Successors) -> None:
+    """End a run whose task goes on as `successors`; or as revoked, where it was asked to stop."""
+    request = task.request
+    with transaction.atomic():
+        if TaskRecord.objects.mark_replaced(request.id, gen_of(request)):
+            task.app.submit_gathered(successors)
             return
-        take_successors()  # of a run that Celery gave up in between
-        attempt = _claim_when_possible(request, self.max_lost if self.acks_late else 1)
-        if attempt is None:
-            raise Ignore(f"{self.name}[{task_id}] is not to run by this message: done, revoked, expired or taken.")
-        request.attempt, request.claimed = attempt, True
-
-    def __call__(self, *args, **kwargs):
-        request = self.request
-        if not request.__dict__.pop("is_next", False):  # called as a function, by its own body or another's
-            return super().__call__(*args, **kwargs)
-        try:
-            result = self.run(*args, **kwargs)
-        except TaskPredicate:
-            raise
-        except Exception as error:
-            self._retry_as_asked(error)
-            raise
-        if not request.is_eager:
-            begin_ending()
-        return result
-
-    def _retry_as_asked(self, error: Exception) -> None:
-        """Retry where the message asks for it, as that of a schedule may, beside what the task does by itself."""
-        asked = getattr(self.request, RETRY_HEADER, None)
-        if isinstance(asked, dict) and not self.request.is_eager:
-            pause = min(asked.get("backoff", 0) * 2**self.request.retries, LONGEST_BACKOFF)
-            try:
-                raise self.retry(exc=error, countdown=pause, max_retries=asked.get("max_retries", 0))
-            finally:  # Celery keeps it on the task, for its autoretry of this and any later run
-                self.__dict__.pop("override_max_retries", None)
-
-    def is_cancelled(self) -> bool:
-        """Whether this run was asked to stop, or is taken for lost: for a long body to ask now and then, and return."""
-        run = TaskRecord.objects.filter(task_id=self.request.id, gen=gen_of(self.request), state=states.STARTED)
-        return not run.filter(cancel_at=None).exists()
-
-    def continue_as(self, record: TaskRecord) -> None:
-        """Called by send_task where the running task sends its own id: a retry, or `replace`."""
-        if record.retries > self.request.retries:
-            self.request.next_run = record  # backend.mark_as_retry writes it, with the run's outcome
-            return
-        if not self.app.take_over(record):
-            raise DuplicateTask(f"Task {record.task_id} runs: it can be retried or replaced, not sent beside itself.")
-
-    def on_replace(self, sig):
-        """Go on as `sig`: its last step, which has this task's id, takes the record over when it is sent."""
-        if self.request.is_eager:
-            return super().on_replace(sig)
-        self.request.claimed = False
-        with transaction.atomic():
-            if TaskRecord.objects.mark_replaced(self.request.id, gen_of(self.request)):
-                sig.delay()
-            else:
-                self.backend.mark_as_revoked(self.request.id, "asked to stop", self.request)
-        raise Ignore(f"Replaced by {sig.name}")
+    task.backend.mark_as_revoked(request.id, "asked to stop", request)
 
 
 @task_postrun.connect
 def close_dropped_run(sender, task_id, state, retval, **_):
     """Celery tells no backend of a body that raised Ignore or Reject; and the relay waits for a slot to become free."""
+    if not isinstance(sender, Guard) or sender.request.is_eager:
+        return
     request = sender.request
     if state in (states.IGNORED, states.REJECTED) and getattr(request, "claimed", False):
         patiently(lambda: sender.backend.mark_as_dropped(request, state, retval), task_id)
-    if sender.concurrency_limit and not request.is_eager:
+    if getattr(sender, "concurrency_limit", None):
         patiently(lambda: notify(DUE_CHANNEL), task_id)
+
+
+def _go_by_record(run: Run, request, args: list, kwargs: dict) -> None:
+    if _is_other(run.args, args) or _is_other(run.kwargs, kwargs):
+        logger.error("The message of task %s has other arguments than its record, which is what runs.", request.id)
+        args[:] = loads(run.args)
+        kwargs.clear()
+        kwargs.update(loads(run.kwargs))
+    options = json.loads(run.options)
+    request.update(
+        root_id=run.root_id,
+        parent_id=run.parent_id,
+        group=run.group_id,
+        chord=options.get("chord"),
+        chain=options.get("chain"),
+        callbacks=maybe_list(options.get("link")),
+        errbacks=maybe_list(options.get("link_error")),
+        eta=run.eta and run.eta.isoformat(),
+        expires=run.expires and run.expires.isoformat(),
+        delivery_info=(request.delivery_info or {}) | {"redelivered": run.redelivered},
+    )
+
+
+def _is_other(kept: str, given: Any) -> bool:
+    """Whether what a message gives differs from what its record keeps, as JSON."""
+    try:
+        return dump_json(given) != kept and dump_json(given) != dump_json(json.loads(kept))
+    except InvalidSubmission:  # of a project's own types, which are encoded one way only
+        return True
 
 
 def gen_of(request) -> int:
@@ -172,24 +157,46 @@ def patiently(action: Callable[[], T], task_id: str, patience: float = DATABASE_
             pause = 1.0
 
 
-def _claim_when_possible(request, max_lost: int) -> int | None:
+#: Threads that have all to serve (the relay's, the leases', a worker's main one): what a project's code takes its time
+#: for is not done there.
+busy_threads: set[int] = set()
+
+
+def aside(action: Callable[[], object]) -> None:
+    """Do what calls a project's code: at once, or beside, where this thread must not wait for it."""
+    if threading.get_ident() not in busy_threads:
+        action()
+        return
+
+    def with_connections_of_its_own() -> None:
+        try:
+            action()
+        except Exception:
+            logger.exception("What follows from the end of a task could not be done")
+        finally:
+            connections.close_all()
+
+    threading.Thread(target=with_connections_of_its_own, name="aside", daemon=True).start()
+
+
+def _claim_when_possible(request, name: str, max_lost: int) -> Run | None:
     tries = itertools.count()
     # Without end: Celery has acknowledged the message already, so there is no giving it back.
     try:
-        return patiently(lambda: _claim(request, max_lost, is_first=next(tries) == 0), request.id, patience=math.inf)
+        return patiently(lambda: _claim(request, name, max_lost, next(tries) == 0), request.id, patience=math.inf)
     except (OperationalError, InterfaceError) as error:
         raise Reject(error, requeue=True) from error
 
 
-def _claim(request, max_lost: int, is_first: bool) -> int | None:
+def _claim(request, name: str, max_lost: int, is_first: bool) -> Run | None:
     who = request.id, gen_of(request), request.hostname, os.getpid()
-    attempt = TaskRecord.objects.claim(*who, max_lost)
-    if attempt is None and not TaskRecord.objects.filter(task_id=request.id).exists():
+    run = TaskRecord.objects.claim(*who, max_lost, name)
+    if run is None and not TaskRecord.objects.filter(task_id=request.id).exists():
         TaskRecord.objects.adopt(foreign_record(request))
-        attempt = TaskRecord.objects.claim(*who, max_lost)
-    if attempt is None and not is_first and not _in_main_process():  # whose threads share one pid
-        attempt = TaskRecord.objects.claimed(*who)  # it was done, and the answer was lost
-    return attempt
+        run = TaskRecord.objects.claim(*who, max_lost, name)
+    if run is None and not is_first and not _in_main_process():  # whose threads share one pid
+        run = TaskRecord.objects.claimed(*who)  # it was done, and the answer was lost
+    return run
 
 
 def request_of(record: TaskRecord) -> Context:
@@ -241,40 +248,3 @@ def foreign_record(
 def _id_in(request, name: str) -> str | None:
     value = getattr(request, name, None)
     return value if isinstance(value, str) else None
-
-
-_loops = threading.local()
-
-
-def event_loop_runner() -> asyncio.Runner:
-    """This thread's event loop, kept between tasks, so that an async client opened by one serves the next."""
-    if getattr(_loops, "pid", None) != os.getpid():
-        # A loop that runs one task blocks nobody else: its body may call `other.delay()` as any other does.
-        os.environ.setdefault("DJANGO_ALLOW_ASYNC_UNSAFE", "true")
-        _loops.runner, _loops.pid = asyncio.Runner(), os.getpid()
-    return _loops.runner
-
-
-def close_event_loop() -> None:
-    if hasattr(_loops, "pid"):
-        _loops.runner.close()
-        del _loops.pid
-
-
-def _in_event_loop(body):
-    """`body`, a coroutine function, as a function that runs it to its end."""
-
-    async def guarded(*args, **kwargs):
-        # Django's ORM runs in a thread of its own here, out of the reach of what mends the task's own connection.
-        await sync_to_async(close_old_connections)()
-        return await body(*args, **kwargs)
-
-    @functools.wraps(body)
-    def run(*args, **kwargs):
-        try:
-            return event_loop_runner().run(guarded(*args, **kwargs))
-        except SoftTimeLimitExceeded:
-            close_event_loop()  # cancels the body, which would go on beside the next one otherwise
-            raise
-
-    return run

@@ -14,7 +14,7 @@ from kombu.utils.json import JSONEncoder
 
 from tasks_app import states
 from tasks_app.exceptions import InvalidSubmission
-from tasks_app.moves import INSERTED, PUBLISH_GRACE, TaskQuerySet
+from tasks_app.moves import GIVEN, PUBLISH_GRACE, TaskQuerySet
 
 #: Bytes of a task's arguments, as JSON; what a worker hands on within a workflow may be more.
 ARGS_MAX: int = getattr(settings, "TASK_ARGS_MAX_BYTES", 1_048_576)
@@ -58,7 +58,11 @@ class JSONText(models.TextField):
         return value
 
     def get_prep_value(self, value):
-        return None if value is None else dump_json(value)
+        return value if value is None or isinstance(value, Encoded) else dump_json(value)
+
+
+class Encoded(str):
+    """JSON that was encoded before: a project's own encoders do not run within a transaction of ours."""
 
 
 _encode = JSONEncoder().encode
@@ -117,6 +121,8 @@ class TaskRecord(models.Model):
     #: Runs that were lost with their worker, and the number of them at which it has failed (1: it is not repeated).
     lost_count = models.PositiveSmallIntegerField(default=0, db_default=0)
     max_lost = models.PositiveSmallIntegerField(default=1, db_default=1)
+    #: Whether its run repeats one that was lost, handed back or rejected: Celery's word for it in `delivery_info`.
+    redelivered = models.BooleanField(default=False, db_default=False)
     #: When its run was asked to stop, and the signal by which its worker shall see to it, if any.
     cancel_at = models.DateTimeField(null=True)
     cancel_signal = models.CharField(max_length=16, default="", db_default="", blank=True)
@@ -139,8 +145,18 @@ class TaskRecord(models.Model):
     exc_type = models.CharField(max_length=255, default="", db_default="", blank=True)
     exc_message = models.TextField(default="", db_default="", blank=True)
 
+    #: Of a new one: seconds from when the database has it, until it may start, until the relay publishes it, until it
+    #: expires, and for which it is the only one of its kind.
+    countdown: float | None = None
+    publish_in: float | None = None
+    expires_in: float | None = None
+    unique_for: float | None = None
+    #: Of a new one: args, kwargs and options as JSON.
+    texts: tuple[Encoded, Encoded, Encoded] | None = None
     #: Whether it is made by the end of another task's run, which hands its result on.
     is_successor = False
+    #: Whether Celery's signals of publishing were sent.
+    is_announced = True
     #: The beginnings of the arguments' texts, on rows of a list.
     args_start: str
     kwargs_start: str
@@ -179,6 +195,7 @@ class TaskRecord(models.Model):
             models.Index(fields=["name", "-id"], name="task_name"),
             # Workflows and replays; most tasks are none, and cost it nothing.
             models.Index(fields=["root_id"], name="task_root", condition=_NOT_ROOT),
+            models.Index(fields=["group_id"], name="task_group", condition=models.Q(group_id__isnull=False)),
             models.Index(fields=["replay_of"], name="task_replay", condition=models.Q(replay_of__isnull=False)),
             models.Index(fields=["finished_at"], name="task_finished", condition=models.Q(finished_at__isnull=False)),
         ]
@@ -212,8 +229,13 @@ class TaskRecord(models.Model):
     def sibling(self, task_id: str) -> "TaskRecord":
         """An unsaved copy under another id. (`copy.copy` of a model pickles it, four times as slow.)"""
         other = TaskRecord.__new__(TaskRecord)
-        other.__dict__.update(self.__dict__, _state=ModelState(), task_id=task_id)
+        other.__dict__.update(self.__dict__, _state=ModelState(), task_id=task_id, texts=None)
         return other
+
+    @property
+    def is_due(self) -> bool:
+        """Of a new one: whether its submitter publishes it."""
+        return self.publish_at is None and self.publish_in is None
 
     @property
     def phase(self) -> str:
@@ -265,30 +287,83 @@ class TaskRecord(models.Model):
     def wait_again(self, next_run: "TaskRecord | None" = None, publish_in: float = PUBLISH_GRACE) -> "TaskRecord":
         """Save it as waiting, under the next gen: as `next_run` says, or as before, in `publish_in` seconds."""
         self.gen += 1
+        publish_at: Any = Now() + timedelta(seconds=publish_in)
+        self.redelivered = next_run is None
         if next_run is not None:
             for name in ("args", "kwargs", "options", "queue", "priority", "limit_key", "retries", "eta"):
                 setattr(self, name, getattr(next_run, name))
-            self.expires = next_run.expires or self.expires  # a run does not know it: messages carry none
+            if next_run.countdown is not None:
+                self.eta = Now() + timedelta(seconds=next_run.countdown)
+            if next_run.publish_in is not None:
+                publish_at = Now() + timedelta(seconds=next_run.publish_in)
+            publish_at = next_run.publish_at or publish_at
+            if next_run.expires_in is not None:
+                self.expires = Now() + timedelta(seconds=next_run.expires_in)
+            self.expires = next_run.expires or self.expires
         if "scheduled_for" in (self.options.get("headers") or {}):  # of a schedule's run it is the time to start by
             self.expires = None
-        due_at = next_run.publish_at if next_run is not None else None
-        self.publish_at = due_at or timezone.now() + timedelta(seconds=publish_in)
+        self.publish_at = publish_at
         self.published_at = self.lease_until = self.slot_at = None
+        given = self.args, self.kwargs, self.options
+        if next_run is not None:
+            self.args, self.kwargs, self.options = next_run.encoded()
         self.save()
+        self.args, self.kwargs, self.options = given
         return self
 
+    def encoded(self) -> tuple[Encoded, Encoded, Encoded]:
+        """Args, kwargs and options as JSON. Raises InvalidSubmission."""
+        if self.texts is None:
+            self.texts = tuple(Encoded(dump_json(each)) for each in (self.args, self.kwargs, self.options))
+        return self.texts
+
     def inserted_values(self) -> tuple:
-        """The values of the columns that moves.INSERTED names. Raises InvalidSubmission."""
-        args, kwargs = dump_json(self.args), dump_json(self.kwargs)
+        """The values of the columns that moves.GIVEN names. Raises InvalidSubmission."""
+        args, kwargs, options = self.encoded()
         if len(args) + len(kwargs) > ARGS_MAX and not self.is_successor:
             raise InvalidSubmission(
                 f"{self.name}: arguments of {len(args) + len(kwargs):,} bytes as JSON, {ARGS_MAX:,} are allowed "
                 "(TASK_ARGS_MAX_BYTES). Pass a reference to the data: a key, a path, an address."
             )
-        return (args, kwargs, dump_json(self.options), *_PLAIN(self))
+        return (args, kwargs, options, *_PLAIN(self))
 
 
-_PLAIN = attrgetter(*list(INSERTED)[3:])
+_PLAIN = attrgetter(*list(GIVEN)[3:])
+
+
+class TaskStep(models.Model):
+    """A task that is still to come in a workflow, known by its id from the submit on: see steps.py.
+
+    Once it has a record, that is the truth.
+    """
+
+    task_id = models.CharField(max_length=255, primary_key=True)
+    name = models.CharField(max_length=255)
+    root_id = models.CharField(max_length=255)
+    #: The task or group that it comes after.
+    after_id = models.CharField(max_length=255)
+    #: How: as the next of a chain, as a chord's body or member, as a callback, or as an errback.
+    place = models.CharField(max_length=8)
+
+    class Meta:
+        indexes = [models.Index(fields=["root_id"], name="step_root")]
+
+    def __str__(self):
+        return f"{self.name} {self.task_id}"
+
+
+class TaskStamp(models.Model):
+    """A stamp that a task, or a step to come, carries (Celery's stamped headers): tasks are revoked by it."""
+
+    task_id = models.CharField(max_length=255)
+    header = models.CharField(max_length=255)
+    value = models.CharField(max_length=255)
+
+    class Meta:
+        indexes = [models.Index(fields=["header", "value"], name="stamp")]
+
+    def __str__(self):
+        return f"{self.header}={self.value} {self.task_id}"
 
 
 class TaskAttempt(models.Model):

@@ -8,8 +8,8 @@ The statements that every task pays for (insert, claim) are written by hand; the
 """
 
 from collections.abc import Iterable, Sequence
-from datetime import timedelta
-from typing import TYPE_CHECKING, Any
+from datetime import datetime, timedelta
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from django.conf import settings
 from django.db import connection, models, transaction
@@ -29,6 +29,21 @@ PUBLISH_GRACE, HELD_GRACE = 2, 5
 LEASE: float = getattr(settings, "TASK_LEASE", 30.0)
 #: How many runs of a task with `acks_late=True` may be lost before it has failed.
 MAX_LOST: int = getattr(settings, "TASK_MAX_LOST", 3)
+
+
+class Run(NamedTuple):
+    """A claimed run: its number, and what its record says of it. JSON is text here, as it is kept."""
+
+    attempt: int
+    args: str
+    kwargs: str
+    options: str
+    eta: datetime | None
+    expires: datetime | None
+    root_id: str
+    parent_id: str | None
+    group_id: str | None
+    redelivered: bool
 
 
 class TaskQuerySet(models.QuerySet["TaskRecord"]):
@@ -72,13 +87,13 @@ class TaskQuerySet(models.QuerySet["TaskRecord"]):
     def insert(self, records: Sequence["TaskRecord"], grace: float = PUBLISH_GRACE) -> list["TaskRecord"]:
         """Insert new, waiting records in one statement, in the current transaction.
 
-        Returns those that are not new: their id, idempotency key or unique key is there already. With `publish_at`
-        None a record is for this process to publish, and for the relay `grace` seconds later.
+        Returns those that are not new: their id, idempotency key or unique key is there already. A record that is
+        due is for this process to publish, and for the relay `grace` seconds later.
         """
         if len(records) == 1:
             return [] if execute(_INSERT_ONE, [grace, *records[0].inserted_values()]).rowcount else list(records)
         rows = [record.inserted_values() for record in records]
-        inserted = execute_many(_INSERT_MANY, INSERTED, rows, before=[grace])
+        inserted = execute_many(_INSERT_MANY, GIVEN, rows, before=[grace])
         if inserted.rowcount == len(records):
             return []
         ids = {row[0] for row in inserted.fetchall()}
@@ -104,18 +119,21 @@ class TaskQuerySet(models.QuerySet["TaskRecord"]):
         """Take (task_id, gen) pairs off the relay's queue; what was claimed or moved on meanwhile stays as it is."""
         return execute(_MARK_PUBLISHED, _arrays(messages)).rowcount
 
-    def claim(self, task_id: str, gen: int, worker: str, pid: int, max_lost: int = 1) -> int | None:
-        """Take the run, before its body starts: the attempt's number, or None where this message has lost.
+    def claim(
+        self, task_id: str, gen: int, worker: str, pid: int, max_lost: int = 1, name: str | None = None
+    ) -> Run | None:
+        """Take the run, before its body starts; None where this message has lost.
 
-        `max_lost`: the number of lost runs at which it has failed.
+        `max_lost`: the number of lost runs at which it has failed. `name`: of the task that the message is for, which
+        must be the record's.
         """
-        row = execute(_CLAIM, [worker, pid, max_lost, task_id, gen]).fetchone()
-        return row[0] if row else None
+        row = execute(_CLAIM, [worker, pid, max_lost, task_id, gen, name]).fetchone()
+        return Run(*row) if row else None
 
-    def claimed(self, task_id: str, gen: int, worker: str, pid: int) -> int | None:
-        """The attempt's number where this process holds the claim already, for one that did not hear the answer."""
-        run = self.filter(task_id=task_id, gen=gen, state=states.STARTED, worker=worker, worker_pid=pid)
-        return run.values_list("attempt", flat=True).first()
+    def claimed(self, task_id: str, gen: int, worker: str, pid: int) -> Run | None:
+        """The run where this process holds the claim already, for one that did not hear the answer."""
+        row = execute(_CLAIMED, [task_id, gen, worker, pid]).fetchone()
+        return Run(*row) if row else None
 
     def renew(self, messages: Iterable[tuple[str, int]]) -> dict[str, tuple[bool, str]]:
         """Renew the leases of runs, and of messages that a worker holds: (task_id, gen) pairs.
@@ -154,11 +172,19 @@ class TaskQuerySet(models.QuerySet["TaskRecord"]):
 
     def mark_lost(self, run: "TaskRecord", reason: str) -> bool:
         """Let a locked run that was lost be repeated; False where it is not to be."""
-        run.lost_count += 1
-        if run.cancel_at or run.lost_count >= run.max_lost:
+        if run.cancel_at or run.lost_count + 1 >= run.max_lost:
             return False
+        run.lost_count += 1
         run.keep_attempt("WorkerLostError", reason)
         run.wait_again(publish_in=min(run.lost_count, 10))
+        return True
+
+    def mark_released(self, run: "TaskRecord", reason: str) -> bool:
+        """Let a locked run that its worker lets go of be repeated; False where it is not to be."""
+        if run.cancel_at or run.max_lost <= 1:
+            return False
+        run.keep_attempt(exc_message=reason)
+        run.wait_again(publish_in=0)
         return True
 
     def mark_handed_back(self, messages: Iterable[tuple[str, int]]) -> int:
@@ -218,7 +244,8 @@ class TaskQuerySet(models.QuerySet["TaskRecord"]):
         False where it was asked to stop, or is not in force.
         """
         in_a_second = Now() + timedelta(seconds=1)
-        return bool(self._repeatable(task_id, gen).update(publish_at=in_a_second, **_waiting_again(gen)))
+        waiting = _waiting_again(gen) | {"redelivered": True}
+        return bool(self._repeatable(task_id, gen).update(publish_at=in_a_second, **waiting))
 
     def _repeatable(self, task_id: str, gen: int):
         return self.filter(task_id=task_id, gen=gen, state=states.STARTED, cancel_at=None)
@@ -245,16 +272,30 @@ INSERTED = {
     "idempotency_key": "varchar", "unique_key": "varchar", "unique_until": "timestamptz", "limit_key": "varchar",
     "publish_at": "timestamptz",
 }  # fmt: skip
+#: With spans in seconds, which begin when the database has the record: a submitter's own clock may be wrong.
+GIVEN = INSERTED | {"countdown": "float8", "publish_in": "float8", "expires_in": "float8", "unique_for": "float8"}
+
+
+def _in_seconds(span: str) -> str:
+    return f"clock_timestamp() + {span} * interval '1 s'"
+
+
+_VALUES = {name: name for name in INSERTED} | {
+    "eta": f"coalesce(eta, {_in_seconds('countdown')})",
+    "expires": f"coalesce(expires, {_in_seconds('expires_in')})",
+    "unique_until": f"coalesce(unique_until, {_in_seconds('unique_for')})",
+    "publish_at": f"coalesce(publish_at, {_in_seconds('coalesce(publish_in, %s)')})",
+}
 _INSERT = f"""
 INSERT INTO {TABLE} ({", ".join(INSERTED)})
-SELECT {", ".join(list(INSERTED)[:-1])}, coalesce(publish_at, clock_timestamp() + %s * interval '1 s')
+SELECT {", ".join(_VALUES.values())}
 FROM {{rows}}
 ON CONFLICT DO NOTHING
 """
 _INSERT_ONE = _INSERT.format(
-    rows=f"(VALUES ({', '.join(f'%s::{kind}' for kind in INSERTED.values())})) AS new ({', '.join(INSERTED)})"
+    rows=f"(VALUES ({', '.join(f'%s::{kind}' for kind in GIVEN.values())})) AS new ({', '.join(GIVEN)})"
 )
-_INSERT_MANY = _INSERT.format(rows=rowset(INSERTED)) + "RETURNING task_id"
+_INSERT_MANY = _INSERT.format(rows=rowset(GIVEN)) + "RETURNING task_id"
 _MESSAGES = "FROM unnest(%s::varchar[], %s::int[]) AS message (task_id, gen)"
 _MARK_PUBLISHED = f"""
 UPDATE {TABLE} AS task SET published_at = clock_timestamp(), publish_at = NULL
@@ -269,8 +310,13 @@ UPDATE {TABLE} SET
     publish_at = NULL, published_at = coalesce(published_at, clock_timestamp()), parked_at = NULL,
     slot_at = CASE WHEN limit_key IS NOT NULL THEN coalesce(slot_at, clock_timestamp()) END,
     unique_key = CASE WHEN unique_key LIKE 'waiting %%' THEN NULL ELSE unique_key END
-WHERE task_id = %s AND gen = %s AND state IN ('PENDING', 'RETRY') AND (expires IS NULL OR expires > clock_timestamp())
-RETURNING attempt
+WHERE task_id = %s AND gen = %s AND name = coalesce(%s, name)
+    AND state IN ('PENDING', 'RETRY') AND (expires IS NULL OR expires > clock_timestamp())
+RETURNING {", ".join(Run._fields)}
+"""
+_CLAIMED = f"""
+SELECT {", ".join(Run._fields)} FROM {TABLE}
+WHERE task_id = %s AND gen = %s AND worker = %s AND worker_pid = %s AND state = 'STARTED'
 """
 #: Past rows that somebody holds just now: one that is held for long must not cost the others their leases.
 _RENEW = f"""

@@ -9,84 +9,97 @@ A project's Celery app is made before Django's apps are loaded, so the model is 
 
 from __future__ import annotations
 
+import inspect
 import logging
+import numbers
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from functools import cached_property, partial, wraps
 from typing import TYPE_CHECKING, Any
 from uuid import NAMESPACE_OID, uuid5
 
-from celery import Celery, canvas, current_app
+from celery import Celery, canvas
+from celery.exceptions import TaskRevokedError
 from django.conf import settings
-from django.db import connection, transaction
+from django.core.exceptions import SynchronousOnlyOperation
+from django.db import transaction
 from django.utils import timezone
 from django.utils.dateparse import parse_datetime
 from kombu.exceptions import EncodeError
 from kombu.utils.uuid import uuid
 
-from tasks_app import transport
+from tasks_app import states, transport
 from tasks_app.exceptions import DuplicateTask, InvalidSubmission, NotUnique
+from tasks_app.guard import Guard, awaiting
 from tasks_app.notify import DUE_CHANNEL, notify
-from tasks_app.publishing import GEN_HEADER, Publisher
+from tasks_app.publishing import AT_ONCE, GEN_HEADER, Publisher, has_handlers
 
 if TYPE_CHECKING:
     from django_celery_results.models import ChordCounter
 
     from tasks_app.models import TaskRecord
+    from tasks_app.steps import Step
 
 logger = logging.getLogger(__name__)
 transport.use()
 
+_OMITTED: Any = object()
+#: Seconds that a countdown may last; and how old an `eta` is that is published without a look at the database's clock.
+LONGEST, LONG_PAST = 3_155_760_000, timedelta(minutes=10)
+
 
 class Successors:
-    """What follows from the end of a run: gathered, to be written in the transaction that closes it."""
+    """What was sent, and is not written yet: by the end of a run, or as one workflow."""
 
-    def __init__(self):
+    def __init__(self, parent=None):
+        #: The task whose end this is, for the ids of what follows; None for a workflow.
+        self.parent = parent
         self.records: list[TaskRecord] = []
         self.chords: list[ChordCounter] = []
+        self.steps: list[Step] = []
 
     def add(self, record: TaskRecord) -> None:
-        from tasks_app.models import dump_json
-
-        try:
-            dump_json((record.args, record.kwargs))
-        except InvalidSubmission as error:  # the word that Celery knows: the run fails, with this as its reason
-            raise EncodeError(f"Its result cannot be handed on to {record.name}: {error}") from error
-        record.is_successor = True
+        if self.parent is not None:
+            try:
+                record.encoded()
+            except InvalidSubmission as error:  # the word that Celery knows: the run fails, with this as its reason
+                raise EncodeError(f"Its result cannot be handed on to {record.name}: {error}") from error
+            record.is_successor = True
         self.records.append(record)
 
 
-#: Where what is sent goes while a run ends; None: to be submitted at once.
-_ending: ContextVar[Successors | None] = ContextVar("ending", default=None)
+#: Where what is sent goes while a run ends, or a workflow is put together; None: to be submitted at once.
+_gathering: ContextVar[Successors | None] = ContextVar("gathering", default=None)
 
 
-def begin_ending() -> None:
+def begin_ending(parent) -> None:
     """From here on, until `take_successors`, gather what is sent: the body has ended, its outcome is not stored yet."""
-    _ending.set(Successors())
+    _gathering.set(Successors(parent))
 
 
 def take_successors() -> Successors | None:
-    successors = _ending.get()
+    successors = _gathering.get()
     if successors is not None:
-        _ending.set(None)
+        _gathering.set(None)
     return successors
 
 
-def ending() -> Successors | None:
-    return _ending.get()
+def gathering() -> Successors | None:
+    return _gathering.get()
 
 
 @contextmanager
 def gathered() -> Iterator[Successors]:
     """Gather what is sent within the block."""
-    begin_ending()
+    successors = Successors()
+    token = _gathering.set(successors)
     try:
-        yield _ending.get()  # type: ignore[misc]
+        yield successors
     finally:
-        _ending.set(None)
+        _gathering.reset(token)
 
 
 def route_scheduled(name, args, kwargs, options, task=None, **_):
@@ -101,15 +114,22 @@ class RecordingCelery(Celery):
 
     task_cls = "tasks_app.execution:ConsoleTask"
     control_cls = "tasks_app.control:RecordingControl"
+    registry_cls = "tasks_app.guard:ClaimedTasks"
 
     publisher = cached_property(Publisher)
     # A look into Celery's configuration costs 19 µs.
     _default_priority = cached_property(lambda self: self.conf.task_default_priority)
     _inherits_priority = cached_property(lambda self: self.conf.task_inherit_parent_priority)
 
+    def _task_from_fun(self, fun, *args, **options):
+        if options.get("pydantic") and inspect.iscoroutinefunction(fun):  # whose value is what pydantic shall dump
+            fun = awaiting(fun)
+        return super()._task_from_fun(fun, *args, **options)
+
     def send_task(
-        self, name, args=None, kwargs=None, *, producer=None, publisher=None, connection=None, router=None,
-        result_cls=None, add_to_parent=True, **options,
+        self, name, args=None, kwargs=None, countdown=None, eta=None, task_id=None, producer=None, connection=None,
+        router=None, result_cls=None, expires=_OMITTED, publisher=None, link=None, link_error=None,
+        add_to_parent=True, **options,
     ):  # fmt: skip
         """Record the task in the current transaction, and publish it on commit. Takes and returns what Celery's does.
 
@@ -118,29 +138,46 @@ class RecordingCelery(Celery):
         raises nothing: the message goes out when it is back. (So what would publish now, a producer or a connection,
         is not used.)
         """
-        parent = self.current_worker_task
-        successors = _ending.get()
-        if successors is not None and parent and not options.get("task_id"):
-            options["task_id"] = str(uuid5(NAMESPACE_OID, f"{parent.request.id} {len(successors.records)}"))
-        record = self.build_record(name, args, kwargs, parent=parent, **options)
-        task_id = record.task_id
-        if successors is not None:
+        options |= {"countdown": countdown, "eta": eta, "link": link, "link_error": link_error, "router": router}
+        if expires is not _OMITTED:
+            options["expires"] = expires
+        parent, successors = self.current_worker_task, _gathering.get()
+        if successors is not None and successors.parent is not None and not task_id:
+            task_id = str(uuid5(NAMESPACE_OID, f"{successors.parent.request.id} {len(successors.records)}"))
+        record = self.build_record(name, args, kwargs, parent=parent, task_id=task_id, **options)
+        if parent and parent.request.id == record.task_id and record.retries > parent.request.retries:
+            parent.continue_as(record)
+        elif successors is not None:
             successors.add(record)
-        elif parent and parent.request.id == task_id:
+        elif parent and parent.request.id == record.task_id and isinstance(parent, Guard):
             parent.continue_as(record)
         else:
-            task_id = self.submit_one(record)
-        result = (result_cls or self.AsyncResult)(task_id)
+            record.task_id = self._submit_now(record)
+        result = (result_cls or self.AsyncResult)(record.task_id)
         result.ignored = record.options.get("ignore_result")
         if add_to_parent and parent:
             parent.add_trail(result)
         return result
 
+    def _submit_now(self, record: TaskRecord) -> str:
+        try:
+            return self.submit_one(record)
+        except SynchronousOnlyOperation as error:
+            raise SynchronousOnlyOperation(
+                f"{record.name}: a coroutine cannot wait for the database. Use `await task.adelay(…)`, "
+                "`await task.aapply_async(…)` or `await CeleryClient().asubmit(…)`; for a workflow, "
+                "`await sync_to_async(workflow.apply_async)(…)`."
+            ) from error
+
     def build_record(
         self, name, args=None, kwargs=None, *, parent=None, task_type=None, route_name=None, task_id=None, eta=None,
-        countdown=None, **options,
+        countdown=None, router=None, announce=True, **options,
     ) -> TaskRecord:  # fmt: skip
-        """The record of such a call, checked, with all that depends on the moment and the caller; not saved."""
+        """The record of such a call, checked, with all that depends on the moment and the caller; not saved.
+
+        `announce`: send Celery's signals of publishing, which call a project's code; else they are sent when its
+        message goes out.
+        """
         from tasks_app.models import TaskRecord
 
         task = task_type or self.tasks.get(name)  # which has the shared tasks registered first
@@ -150,7 +187,7 @@ class RecordingCelery(Celery):
         request = parent.request if parent else None
         if request and options.get("priority") is None and self._inherits_priority:
             options["priority"] = (request.delivery_info or {}).get("priority")
-        options = self.amqp.router.route(dict(options), route_name or name, args, kwargs, task)
+        options = (router or self.amqp.router).route(dict(options), route_name or name, args, kwargs, task)
         queue, exchange, key = (options.pop(part, None) for part in ("queue", "exchange", "routing_key"))
         if queue is None and exchange and key:
             options |= {"exchange": exchange, "routing_key": key}
@@ -167,15 +204,22 @@ class RecordingCelery(Celery):
             retries=options.pop("retries", 0),
             max_retries=getattr(task, "max_retries", None),
             idempotency_key=_checked_text("idempotency_key", options.pop("idempotency_key", None)),
-            eta=_moment("countdown", countdown) if eta is None else _moment("eta", eta),
-            expires=_moment("expires", options.pop("expires", None)),
         )
+        _set_times(record, countdown, eta, options.pop("expires", None))
         headers = _own_headers(options.pop("headers", None))
         record.options = _given(options) | ({"headers": headers} if headers else {})
-        record.publish_at = record.eta if record.eta and record.eta > timezone.now() else None
         if task is not None:
             self._apply_task_options(record, task)
+        self._announce(record, announce)
         return record
+
+    def _announce(self, record: TaskRecord, now: bool) -> None:
+        if not now:
+            record.is_announced = False
+        elif has_handlers():
+            self.publisher.announce(record)
+        if now:
+            record.encoded()  # by a project's encoders, too
 
     def build_records(self, name, calls: Iterable[tuple[Sequence, Mapping]], **options) -> list[TaskRecord]:
         """Records of one task for many (args, kwargs), all with the same options, and the first one's route."""
@@ -184,14 +228,18 @@ class RecordingCelery(Celery):
         records: list[TaskRecord] = []
         for args, kwargs in calls:
             if not records:
-                record = self.build_record(name, args, kwargs, **options)
-                is_root = record.root_id == record.task_id
+                record = self.build_record(name, args, kwargs, **options, announce=False)
+                is_root, made = record.root_id == record.task_id, record.options
+                record.is_announced = True
+                self._announce(record, now=True)
             else:
                 record = records[0].sibling(uuid())
                 record.args, record.kwargs = _checked_arguments(name, args, kwargs)
                 record.root_id = record.task_id if is_root else record.root_id
+                record.options = made
                 if options.get("task_type") is not None:
                     self._apply_task_options(record, options["task_type"])
+                self._announce(record, now=True)
             records.append(record)
         return records
 
@@ -200,8 +248,8 @@ class RecordingCelery(Celery):
         other = record.sibling(task_id)
         other.args, other.kwargs = _checked_arguments(record.name, args, kwargs)
         other.root_id, other.options = task_id, record.options | {"headers": _own_headers(headers)}
-        other.eta, other.expires = _moment("eta", eta), _moment("expires", expires)
-        other.publish_at = other.eta if other.eta and other.eta > timezone.now() else None
+        other.publish_at = other.publish_in = None
+        _set_times(other, None, eta, expires)
         if record.unique_key or record.limit_key:
             self._apply_task_options(other, self.tasks[record.name])
         return other
@@ -212,10 +260,11 @@ class RecordingCelery(Celery):
 
         if getattr(task, "unique", None) is not None:
             record.unique_key, lasts = uniqueness.key_of(task, record.args, record.kwargs)
-            record.unique_until = timezone.now() + lasts if lasts else None
+            record.unique_for = lasts.total_seconds() if lasts else None
         if limit_key := limits.key_of(task, record.args, record.kwargs):
             record.limit_key = limit_key
-            record.publish_at = record.publish_at or timezone.now()  # the relay's to publish, when there is a slot
+            if record.is_due:  # the relay's to publish, when there is a slot
+                record.publish_in = 0
 
     def _checked_priority(self, priority: Any) -> int | None:
         if priority is None:
@@ -235,11 +284,12 @@ class RecordingCelery(Celery):
 
     def submit_one(self, record: TaskRecord) -> str:
         """The same for one; the id under which it is recorded, by the idempotency key an earlier one's."""
-        if not self.submit_new([record]):
-            return record.task_id
-        if self.take_over(record):
-            return record.task_id
-        return self._raise_duplicate(record)
+        with transaction.atomic() if may_have_steps(record) else nullcontext():
+            if not self.submit_new([record]):
+                return record.task_id
+            if self.take_over(record):
+                return record.task_id
+            return self._raise_duplicate(record)
 
     def submit_new(self, records: Sequence[TaskRecord]) -> list[TaskRecord]:
         """Submit those that are new; returns the others, whose id or key is there already."""
@@ -247,12 +297,52 @@ class RecordingCelery(Celery):
 
         old = TaskRecord.objects.insert(records, self.publisher.grace)
         new = [record for record in records if record not in old] if old else records
-        due = [record for record in new if record.publish_at is None]
+        self._submit_steps([record for record in new if may_have_steps(record)])
+        due = [record for record in new if record.is_due]
         if len(due) < len(new):
             notify(DUE_CHANNEL)
         if due:
             transaction.on_commit(partial(self.publisher.publish_committed, due))
         return old
+
+    def _submit_steps(self, records: Sequence[TaskRecord], steps: Sequence[Step] = ()) -> None:
+        """Insert what is to come after new records, and `steps`. Raises DuplicateTask for one that has come already."""
+        if not records and not steps:
+            return
+        from tasks_app.steps import insert_stamps, insert_steps, steps_of
+
+        parent = self.current_worker_task
+        ours = parent.request.id if parent else None  # whose last step takes its id over
+        known = {step.task_id for step in _known_steps(parent)} if parent else set()
+        found = [*steps, *(step for record in records for step in steps_of(record))]
+        found = [step for step in found if step.task_id not in known]
+        if found and (twice := insert_steps(found) - {ours}):
+            raise DuplicateTask(
+                f"A task {min(twice)} is recorded already, and cannot be a step to come: a signature was sent twice "
+                "under one id. Send a copy of it (`.clone()`, before it is frozen)."
+            )
+        insert_stamps([(each.task_id, each.options) for each in (*records, *found)])
+
+    def submit_gathered(self, workflow: Successors) -> None:
+        """Submit what was gathered of a workflow, in the current transaction, all or none.
+
+        Raises InvalidSubmission, DuplicateTask and NotUnique.
+        """
+        for chord in workflow.chords:
+            chord.save(force_insert=True)
+        for start in range(0, len(workflow.records), AT_ONCE):
+            for record in self.submit_new(workflow.records[start : start + AT_ONCE]):
+                if not self.take_over(record):
+                    self._raise_duplicate(record)
+        self._submit_steps([], workflow.steps)
+
+    def submit_workflow(self, workflow: Successors) -> None:
+        """The same in a transaction of its own, or at its caller's."""
+        if len(workflow.records) == 1 and not workflow.chords and not workflow.steps:
+            self._submit_now(workflow.records[0])
+            return
+        with transaction.atomic():
+            self.submit_gathered(workflow)
 
     def submit_successors(self, successors: Successors, revoked: bool) -> None:
         """Submit what follows from a run, in the transaction that closes it; `revoked`: but let none of it start."""
@@ -260,28 +350,35 @@ class RecordingCelery(Celery):
 
         for chord in successors.chords:
             chord.save(force_insert=True)
+        self._submit_steps([], successors.steps)
         if not successors.records:
             return
         for record in self.submit_new(successors.records):
             if not self.take_over(record):
-                self._submit_not_unique(record)
+                self._submit_not_new(record)
         if revoked:
             ids = [record.task_id for record in successors.records]
             followed = TaskRecord.objects.filter(task_id__in=ids).mark_revoked("the task before it was asked to stop")
             self.backend.follow_revoked(followed)
 
-    def _submit_not_unique(self, record: TaskRecord) -> None:
-        """Record a step that was not unique as one that does not start: its workflow can be seen to end here."""
+    def _submit_not_new(self, record: TaskRecord) -> None:
+        """Let a step end that was not unique, or whose id is taken: its workflow can be seen to end here."""
         from tasks_app.models import TaskRecord
 
+        if TaskRecord.objects.filter(task_id=record.task_id, state=states.REVOKED, attempt=0).exists():
+            self.backend.follow_end_of(record, TaskRevokedError("revoked"))
+            return
         try:
-            reason = f"it is task {self._raise_duplicate(record)}, by its idempotency key"
-        except DuplicateTask as error:
-            reason = str(error)
-        record.idempotency_key = record.unique_key = record.unique_until = None
-        self.submit_new([record])  # unless it was revoked before it came
-        TaskRecord.objects.filter(task_id=record.task_id).mark_revoked(reason)
-        self.backend.follow_end_of(record, reason)
+            error: Exception = TaskRevokedError(f"it is task {self._raise_duplicate(record)}, by its idempotency key")
+        except NotUnique as reason:
+            error = TaskRevokedError(str(reason))
+        except DuplicateTask as reason:
+            self.backend.follow_end_of(record, reason)
+            return
+        record.idempotency_key = record.unique_key = record.unique_for = None
+        self.submit_new([record])
+        TaskRecord.objects.filter(task_id=record.task_id).mark_revoked(str(error))
+        self.backend.follow_end_of(record, error)
 
     def _raise_duplicate(self, record: TaskRecord) -> str:
         """Say why a record is not new. Returns the id of an earlier one with its idempotency key, or its own id where
@@ -310,11 +407,17 @@ class RecordingCelery(Celery):
         from tasks_app.models import TaskRecord
 
         moved = TaskRecord.objects.take_over(record)
-        if moved and record.publish_at is None:
-            transaction.on_commit(partial(self.publisher.publish_committed, [moved]))
-        elif moved:
-            notify(DUE_CHANNEL)
+        if moved:
+            self._submit_steps([record] if may_have_steps(record) else [])
+            self.publish_or_wake(moved, record)
         return moved is not None
+
+    def publish_or_wake(self, moved: TaskRecord, next_run: TaskRecord) -> None:
+        """Have a record that waits again, as `next_run` says, published on commit, or by the relay when it is due."""
+        if next_run.is_due:
+            transaction.on_commit(partial(self.publisher.publish_committed, [moved]))
+        else:
+            notify(DUE_CHANNEL)
 
     def publish(self, records: Sequence[TaskRecord]) -> None:
         """Send the messages of these records. Raises kombu's OperationalError where the broker does not answer."""
@@ -348,24 +451,66 @@ def _checked_text(what: str, text: Any) -> str | None:
     return text
 
 
+def may_have_steps(record: TaskRecord) -> bool:
+    """Whether others may be to come after a record, or may be found by a stamp of it; at next to no cost."""
+    return not record.options.keys().isdisjoint(_WITH_STEPS)
+
+
+_WITH_STEPS = {"chain", "link", "link_error", "stamped_headers"}
+
+
+def _known_steps(parent) -> list[Step]:
+    """What is to come after a running task by its own message: it is known since that was made."""
+    from tasks_app.models import TaskRecord
+    from tasks_app.steps import steps_of
+
+    request = parent.request
+    options = {"chain": request.chain, "link": request.callbacks, "link_error": request.errbacks}
+    return steps_of(TaskRecord(task_id=request.id, root_id=request.root_id or request.id, options=options))
+
+
+def _set_times(record: TaskRecord, countdown: Any, eta: Any, expires: Any) -> None:
+    """When it may start, and until when: spans are the database's to count, whose clock judges everything."""
+    if countdown:  # before `eta`, as Celery has it
+        record.countdown = record.publish_in = max(_seconds("countdown", countdown), 0)
+    elif isinstance(eta, numbers.Real):
+        record.countdown = record.publish_in = max(_seconds("eta", eta), 0)
+    elif (at := _moment("eta", eta)) is not None:
+        record.eta = at
+        if at > timezone.now() - LONG_PAST:
+            record.publish_at = at
+    if isinstance(expires, numbers.Real):
+        record.expires_in = _seconds("expires", expires)
+    else:
+        record.expires = _moment("expires", expires)
+
+
+def _seconds(what: str, value: Any) -> float:
+    """A span of at most a hundred years."""
+    if not isinstance(value, numbers.Real) or isinstance(value, bool):
+        raise InvalidSubmission(f"{what} must be a number of seconds, not {value!r:.80}.")
+    if not -LONGEST <= value <= LONGEST:
+        raise InvalidSubmission(f"{what}: {value!r:.80} is out of range: {LONGEST:,} seconds at most.")
+    return float(value)
+
+
 def _moment(what: str, value: Any) -> datetime | None:
-    """A point in time, given as one (naive: in the project's zone), as ISO 8601 text, or as seconds from now."""
+    """A point in time, given as one (naive: in the project's zone), or as ISO 8601 text."""
     if value is None:
         return None
-    if isinstance(value, str):
-        value = parse_datetime(value) or value
     try:
-        if isinstance(value, int | float) and not isinstance(value, bool):
-            return timezone.now() + timedelta(seconds=value)
-        if isinstance(value, datetime):
-            return value if timezone.is_aware(value) else timezone.make_aware(value, timezone.get_default_timezone())
+        moment = parse_datetime(value) if isinstance(value, str) else value
+        if isinstance(moment, datetime):
+            aware = timezone.is_aware(moment)
+            moment = moment if aware else timezone.make_aware(moment, timezone.get_default_timezone())
+            return moment.astimezone(UTC)  # a zone may take it out of the calendar
     except (OverflowError, ValueError) as error:
         raise InvalidSubmission(f"{what}: {value!r:.80} is out of range: {error}.") from error
     raise InvalidSubmission(f"{what} must be a time or a number of seconds, not {value!r:.80}.")
 
 
 def _whole(canvas_class: type) -> None:
-    """Let a workflow be recorded as a whole, or not at all, also where its caller has no transaction open.
+    """Let a workflow be recorded as a whole, or not at all, in as few statements as one task.
 
     The tasks of a group or a chord that no task sends have its id as their root, so that they can be told to belong
     together; Celery would give each its own.
@@ -373,17 +518,22 @@ def _whole(canvas_class: type) -> None:
     apply_async = canvas_class.apply_async  # type: ignore[attr-defined]
 
     @wraps(apply_async)
-    def in_one_transaction(self, *args, **kwargs):
+    def whole(self, *args, **kwargs):
+        app = self.app
+        if not isinstance(app, RecordingCelery) or app.conf.task_always_eager:
+            return apply_async(self, *args, **kwargs)
         if kwargs.get("idempotency_key") is not None:
             raise InvalidSubmission("idempotency_key is for one task: give it to the first of the workflow.")
-        if canvas_class is not canvas._chain and current_app.current_worker_task is None:
+        if canvas_class is not canvas._chain and app.current_worker_task is None:
             kwargs.setdefault("root_id", uuid())
-        if connection.in_atomic_block or _ending.get() is not None:
+        if _gathering.get() is not None:
             return apply_async(self, *args, **kwargs)
-        with transaction.atomic():
-            return apply_async(self, *args, **kwargs)
+        with gathered() as workflow:
+            result = apply_async(self, *args, **kwargs)
+        app.submit_workflow(workflow)
+        return result
 
-    canvas_class.apply_async = in_one_transaction  # type: ignore[attr-defined]
+    canvas_class.apply_async = whole  # type: ignore[attr-defined]
 
 
 for canvas_class in (canvas._chain, canvas.group, canvas._chord):

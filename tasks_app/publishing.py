@@ -24,6 +24,7 @@ from django.db import DatabaseError, connections
 from kombu import pools
 from kombu.common import maybe_declare
 from kombu.exceptions import BatchPublishError, OperationalError
+from kombu.serialization import registry
 from kombu.utils.functional import maybe_list
 
 if TYPE_CHECKING:
@@ -37,15 +38,17 @@ logger = logging.getLogger(__name__)
 GEN_HEADER = "gen"
 #: Messages that are held back go out so many at once; and so many while Postgres is at one statement for 500 of them.
 AT_ONCE, SOME = 500, 125
-#: A project's handlers of these may use the database, in the midst of a statement.
+#: Sent when a record is made, by whoever makes it.
 _SIGNALS = signals.before_task_publish, signals.after_task_publish, signals.task_sent
 #: Where Publisher.held_back gathers.
 _held: ContextVar[list[TaskRecord] | None] = ContextVar("held", default=None)
 #: Options that are part of the message; the others tell how to send it.
 _IN_MESSAGE = (
     "group_index", "chord", "time_limit", "soft_time_limit", "shadow", "chain", "ignore_result",
-    "replaced_task_nesting",
+    "replaced_task_nesting", "argsrepr", "kwargsrepr",
 )  # fmt: skip
+#: Options that Celery's send_task takes for itself, or decides here: they are no properties of a message.
+_NOT_SENT = "queue", "exchange_type", "retry", "retry_policy", "event_dispatcher", "stamped_headers", "origin"
 
 
 class Publisher:
@@ -57,6 +60,8 @@ class Publisher:
         self.app = app
         # A look into Celery's configuration costs 19 µs.
         self._sends_event = app.conf.task_send_sent_event
+        self._serializer, self._compression = app.conf.task_serializer, app.conf.task_compression
+        self._delivery_mode = app.conf.task_default_delivery_mode
         self.reset()
         os.register_at_fork(after_in_child=self.reset)
 
@@ -88,8 +93,8 @@ class Publisher:
             if self._try_to_publish(some):
                 sent.append(some)
 
-        def publish_some() -> None:
-            if held and not any(signal.receivers for signal in _SIGNALS):
+        def publish_some() -> None:  # unless a project's handlers may want the database, which is at a statement
+            if held and not has_handlers():
                 publish(SOME)
 
         token = _held.set(held)
@@ -116,7 +121,44 @@ class Publisher:
         elif self._try_to_publish(records):
             marker.add(records)
 
+    def announce(self, record: TaskRecord) -> None:
+        """Send Celery's signals of publishing for a new record, and keep what a handler adds to its headers.
+
+        They come when the record is made, from whoever makes it, who knows what handlers ask for: a request's id, a
+        trace, a tenant. Its message may go out later, more than once, and by another process.
+        """
+        options = dict(record.options)
+        own = options.pop("headers", None) or {}
+        in_message, sending = self._split_options(options)
+        message = self._message(record, in_message)
+        protocol = set(message.headers)
+        headers = message.headers | own
+        where = self._address(record, sending)
+        signals.before_task_publish.send(
+            sender=record.name, body=message.body, headers=headers, declare=[], retry_policy={},
+            properties=message.properties | {"priority": record.priority}, **where,
+        )  # fmt: skip
+        if kept := {name: value for name, value in headers.items() if name not in protocol or name in own}:
+            record.options = record.options | {"headers": kept}
+        signals.after_task_publish.send(sender=record.name, body=message.body, headers=headers, **where)
+        if signals.task_sent.receivers:
+            signals.task_sent.send(
+                sender=record.name, task_id=record.task_id, task=record.name, args=record.args, kwargs=record.kwargs,
+                eta=record.eta, taskset=record.group_id,
+            )  # fmt: skip
+
+    def _announce_late(self, records: Sequence[TaskRecord]) -> None:
+        """Of what was made within a transaction of ours, where no project's code is to run."""
+        for record in records:
+            if not record.is_announced:
+                record.is_announced, made = True, record.options
+                if has_handlers():
+                    self.announce(record)
+                if record.options != made:
+                    type(record).objects.filter(task_id=record.task_id, gen=record.gen).update(options=record.options)
+
     def _try_to_publish(self, records: Sequence[TaskRecord]) -> bool:
+        self._announce_late(records)
         if self.breaker.is_open:
             return False
         try:
@@ -142,7 +184,7 @@ class Publisher:
 
     def _publish(self, records: Sequence[TaskRecord]) -> None:
         with self.producers.acquire(block=True) as producer, producer.connection._reraise_as_library_errors():
-            self._declare({record.queue for record in records if "exchange" not in record.options}, producer)
+            self._declare({each.queue for each in records if "exchange" not in each.options}, producer)
             with producer.batch() if len(records) > 1 else nullcontext():
                 last = None
                 for record in records:
@@ -179,21 +221,27 @@ class Publisher:
         sending = dict(options)
         in_message = {name: sending.pop(name) for name in _IN_MESSAGE if name in sending}
         in_message.setdefault("ignore_result", None)  # as the task has it
-        in_message |= sending | {
+        in_message |= {
             "callbacks": maybe_list(sending.pop("link", None)),
             "errbacks": maybe_list(sending.pop("link_error", None)),
             "reply_to": sending.pop("reply_to", None) or self.app.thread_oid,
             "origin": sending.get("origin") or self._origin,
             "create_sent_event": self._sends_event,
         }
-        for stamp in sending.pop("stamped_headers", ()):
-            sending.pop(stamp, None)
+        if stamps := sending.get("stamped_headers"):
+            in_message |= {"stamped_headers": stamps} | {stamp: sending.pop(stamp, None) for stamp in stamps}
+        if content_type := sending.pop("content_type", None):
+            sending["serializer"] = registry.type_to_name.get(content_type, sending.get("serializer"))
+        sending.pop("content_encoding", None)
         return in_message, sending
 
-    def _publish_one(
-        self, producer, record: TaskRecord, headers: Any, in_message: dict[str, Any], sending: dict[str, Any]
-    ) -> None:
+    def _message(self, record: TaskRecord, in_message: dict[str, Any]):
         amqp = self.app.amqp
+        shown = {}
+        if "argsrepr" not in in_message:
+            shown["argsrepr"] = _shown(record.args, amqp.argsrepr_maxsize) if record.args else "()"
+        if "kwargsrepr" not in in_message:
+            shown["kwargsrepr"] = saferepr(record.kwargs, amqp.kwargsrepr_maxsize) if record.kwargs else "{}"
         message = amqp.create_task_message(
             record.task_id,
             record.name,
@@ -203,14 +251,47 @@ class Publisher:
             retries=record.retries,
             root_id=record.root_id,
             parent_id=record.parent_id,
-            argsrepr=_shown(record.args, amqp.argsrepr_maxsize) if record.args else "()",
-            kwargsrepr=saferepr(record.kwargs, amqp.kwargsrepr_maxsize) if record.kwargs else "{}",
+            **shown,
             **in_message,  # no eta and no expires: they wait in Postgres, and are judged by its clock
         )
         message.headers[GEN_HEADER] = record.gen
-        if "exchange" not in sending:
-            sending = sending | {"queue": record.queue, "declare": ()}
-        amqp.send_task_message(producer, record.name, message, priority=record.priority, headers=headers, **sending)
+        return message
+
+    def _address(self, record: TaskRecord, sending: Mapping[str, Any]) -> dict[str, str]:
+        """The exchange and the routing key of a message, as Celery has them."""
+        exchange, key = sending.get("exchange"), sending.get("routing_key")
+        if exchange and key:
+            return {"exchange": exchange, "routing_key": key}
+        queue = self.app.amqp.queues[record.queue]
+        if queue.exchange is None or queue.exchange.type == "direct":
+            return {"exchange": "", "routing_key": queue.name}
+        return {"exchange": queue.exchange.name, "routing_key": key or queue.routing_key}
+
+    def _publish_one(
+        self, producer, record: TaskRecord, headers: Any, in_message: dict[str, Any], sending: dict[str, Any]
+    ) -> None:
+        """As Celery's own sender does it, whose signals were sent with the record."""
+        message = self._message(record, in_message)
+        properties = {name: value for name, value in sending.items() if name not in _NOT_SENT}
+        properties |= message.properties | self._address(record, sending)
+        properties.setdefault("serializer", self._serializer)
+        properties.setdefault("compression", self._compression)
+        properties.setdefault("delivery_mode", self._delivery_mode)
+        producer.publish(
+            message.body, headers=message.headers | (headers or {}), priority=record.priority, retry=False, **properties
+        )
+        if message.sent_event:
+            self.app.amqp._event_dispatcher.publish(
+                "task-sent",
+                message.sent_event | {"queue": record.queue} | self._address(record, sending),
+                producer,
+                retry=False,
+            )
+
+
+def has_handlers() -> bool:
+    """Whether the project listens to Celery's signals of publishing."""
+    return any(signal.receivers for signal in _SIGNALS)
 
 
 def _shown(args: Sequence, longest: int) -> str:

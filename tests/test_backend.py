@@ -9,7 +9,8 @@ from django_celery_results.models import TaskResult
 
 from tasks_app import states
 from tasks_app.models import TaskRecord
-from tasks_app.outbox import begin_ending, ending
+from tasks_app.outbox import begin_ending, gathering
+from tasks_app.steps import insert_steps, steps_of
 
 pytestmark = pytest.mark.django_db
 objects = TaskRecord.objects
@@ -20,7 +21,7 @@ def run():
     """A claimed run of task "t": its request, as the worker has it."""
     objects.insert([TaskRecord(task_id="t", name="sample.echo", queue="celery_queue", root_id="t")])
     objects.claim("t", 1, "worker@host", 42)
-    return Context(id="t", gen=1, task="sample.echo", args=[1], kwargs={}, called_directly=False)
+    return Context(id="t", gen=1, task="sample.echo", args=[1], kwargs={}, called_directly=False, claimed=True)
 
 
 def test_success_closes_record_and_result(run):
@@ -91,7 +92,7 @@ def test_async_result_knows_what_only_the_record_does(run):
 
 
 def test_a_broken_consequence_does_not_keep_a_task_from_ending(run, caplog):
-    run.chain = [{"task": None, "options": {"task_id": 7, "chord": "garbage"}}]
+    run.chain = [5]
     app.backend.mark_as_failure("t", ValueError("mine"), request=run)
     assert (objects.get(task_id="t").state, objects.get(task_id="t").exc_message) == ("FAILURE", "mine")
     assert "could not be done" in caplog.text
@@ -143,8 +144,8 @@ def test_steps_that_follow_are_written_with_the_outcome_or_not_at_all(run, monke
     for is_broken in (True, False):
         if is_broken:
             monkeypatch.setattr(app, "submit_new", broken)
-        begin_ending()
-        ending().add(app.build_record("sample.echo", [1], task_id="next"))
+        begin_ending(app.tasks["sample.echo"])
+        gathering().add(app.build_record("sample.echo", [1], task_id="next"))
         if is_broken:
             with pytest.raises(OperationalError):
                 app.backend.mark_as_done("t", 1, run)
@@ -157,8 +158,8 @@ def test_steps_that_follow_are_written_with_the_outcome_or_not_at_all(run, monke
 
 def test_a_late_run_sends_no_further_steps(run):
     objects.update(gen=2)
-    begin_ending()
-    ending().add(app.build_record("sample.echo", [1], task_id="next"))
+    begin_ending(app.tasks["sample.echo"])
+    gathering().add(app.build_record("sample.echo", [1], task_id="next"))
     app.backend.mark_as_done("t", "late", run)
     assert not objects.filter(task_id="next").exists()
 
@@ -175,7 +176,7 @@ def test_a_replaced_task_fails_when_a_step_before_it_does(run):
     app.submit([step])
     objects.claim("step", 1, "worker@host", 42)
     chain = [{"task": "sample.echo", "options": {"task_id": "t"}, "args": [], "kwargs": {}}]
-    request = Context(id="step", gen=1, task="sample.echo", chain=chain, called_directly=False)
+    request = Context(id="step", gen=1, task="sample.echo", chain=chain, called_directly=False, claimed=True)
     app.backend.mark_as_failure("step", ValueError("x"), request=request)
     assert objects.get(task_id="t").state == "FAILURE"
 
@@ -193,11 +194,12 @@ def test_a_step_that_is_revoked_before_it_comes_does_not_start(run):
     assert not objects.filter(task_id="next").exists(), "nobody knows of it"
     chain = [app.signature("sample.count", task_id="last"), app.signature("sample.fail", task_id="next")]
     objects.update(options={"chain": chain})
+    insert_steps(steps_of(objects.get()))
     app.control.revoke("next")
     assert (objects.get(task_id="next").name, app.AsyncResult("next").state) == ("sample.fail", "REVOKED")
-    begin_ending()
+    begin_ending(app.tasks["sample.echo"])
     app.build_record("sample.fail", ["x"], task_id="next")
-    ending().add(app.build_record("sample.fail", ["x"], task_id="next", chain=chain[:1]))
+    gathering().add(app.build_record("sample.fail", ["x"], task_id="next", chain=chain[:1]))
     app.backend.mark_as_done("t", 1, run)
     assert dict(objects.values_list("task_id", "state")) == {"t": "SUCCESS", "next": "REVOKED", "last": "REVOKED"}
 
