@@ -41,6 +41,9 @@ RESULT_MAX: int = getattr(settings, "TASK_RESULT_MAX_BYTES", 1_048_576)
 #: Seconds for which a task that no worker knows is tried again: a deploy may bring one that does.
 UNREGISTERED_GRACE: float = getattr(settings, "TASK_UNREGISTERED_GRACE", 600)
 
+#: Note on a record whose result somebody has deleted, by Celery's `result.forget()`.
+FORGOTTEN = "Its result was forgotten"
+
 #: What was asked to stop ends as REVOKED, unless it had succeeded already.
 _CLOSE = f"""
 UPDATE {TaskRecord._meta.db_table} SET
@@ -114,7 +117,8 @@ class RecordBackend(ChordBackend):
         return True
 
     def _in_transaction(self, outcome: Callable[[], object]) -> None:
-        del self._decided[:]  # type: ignore[index]  # of a try before
+        if self._decided:  # in a try before
+            self._decided.clear()
         with brief_transaction():
             outcome()
 
@@ -149,7 +153,7 @@ class RecordBackend(ChordBackend):
         message = exc.get("exc_message") or ()
         args = message if isinstance(message, list | tuple) else (message,)
         try:
-            cls = reduce(getattr, exc["exc_type"].split("."), sys.modules[exc["exc_module"]])
+            cls: Any = reduce(getattr, exc["exc_type"].split("."), sys.modules[exc["exc_module"]])
             return cls.__new__(cls, *args)
         except Exception:
             return create_exception_cls(exc["exc_type"].rpartition(".")[2], exc.get("exc_module") or __name__)(*args)
@@ -160,7 +164,7 @@ class RecordBackend(ChordBackend):
         return super().encode_result(result, state)
 
     def mark_as_done(self, task_id, result, request=None, store_result=True, state=celery_states.SUCCESS):
-        if request and request.is_eager:
+        if getattr(request, "is_eager", False):
             return super().mark_as_done(task_id, result, request, store_result, state)
         successors = take_successors() or Successors()
         follows = successors.records or successors.chords or (request and request.chord)
@@ -183,7 +187,7 @@ class RecordBackend(ChordBackend):
         self, task_id, exc, traceback=None, request=None, store_result=True, call_errbacks=True,
         state=celery_states.FAILURE,
     ):  # fmt: skip
-        if request and request.is_eager:
+        if getattr(request, "is_eager", False):
             return super().mark_as_failure(task_id, exc, traceback, request, store_result, call_errbacks, state)
         is_own = getattr(request, "claimed", False)
         if isinstance(exc, Reject) and request and not is_own:
@@ -192,8 +196,8 @@ class RecordBackend(ChordBackend):
             return self.mark_as_lost(task_id, gen_of(request), str(exc))
         if isinstance(exc, NotRegistered) and self._wait_for_another_worker(task_id, exc):
             return None
-        if request and not is_own and (record := _record_of(request)):  # the worker's parent knows the message alone
-            request = request_of(record)
+        if request and not is_own:  # the worker's parent, which knows what the message says
+            request = _as_recorded(task_id, request)
         self._fail(task_id, exc, request, state, traceback, store_result, call_errbacks)
 
     def mark_as_revoked(self, task_id, reason="", request=None, store_result=True, state=celery_states.REVOKED):
@@ -432,13 +436,19 @@ class RecordBackend(ChordBackend):
         TaskRecord.objects.adopt(foreign_record(request, task_id, root_id=self._root))
         execute(sql, values)
 
+    def _forget(self, task_id):
+        super()._forget(task_id)
+        TaskRecord.objects.filter(task_id=task_id, state__in=states.READY_STATES).update(
+            note=FORGOTTEN, result_preview=""
+        )
+
     def _get_task_meta_for(self, task_id):
         """As django-celery-results tells it; where that has no result, as the record does."""
         meta = super()._get_task_meta_for(task_id)
         if meta["status"] in states.READY_STATES:
             return meta
         record = TaskRecord.objects.filter(task_id=task_id).first()
-        if record is None:
+        if record is None or record.note == FORGOTTEN:
             return meta
         ended = record.state in states.READY_STATES
         if ended:  # with no result, unless both came between the two looks
@@ -452,8 +462,12 @@ class RecordBackend(ChordBackend):
         return meta
 
 
-def _record_of(request) -> TaskRecord | None:
-    return TaskRecord.objects.filter(task_id=request.id, gen=gen_of(request)).first()
+def _as_recorded(task_id: str, request):
+    """A run's request as its record tells, where it is in force and has one."""
+    record = TaskRecord.objects.filter(task_id=task_id).first()
+    if record is None or (hasattr(request, "id") and record.gen != gen_of(request)):
+        return request
+    return request_of(record)
 
 
 def _repeat(task_id: str, gen: int, move: Callable[[TaskRecord], bool]) -> bool:

@@ -9,6 +9,8 @@ by a relay where the process that should have done it is gone.
 
 import json
 import logging
+from datetime import timedelta
+from types import SimpleNamespace
 from typing import Any
 
 from celery import states
@@ -17,9 +19,11 @@ from celery.backends.base import _create_chord_error_with_cause
 from celery.canvas import Signature, maybe_signature
 from celery.exceptions import ChordError
 from celery.result import GroupResult, ResultBase
-from django.db import InterfaceError, OperationalError, connection, transaction
+from django.db import DEFAULT_DB_ALIAS, InterfaceError, OperationalError, transaction
+from django.utils import timezone
 from django_celery_results.backends.database import DatabaseBackend
 from django_celery_results.models import ChordCounter, TaskResult
+from django_celery_results.models import GroupResult as StoredGroup
 
 from tasks_app.execution import foreign_record, request_of
 from tasks_app.models import TaskRecord, TaskStep
@@ -28,10 +32,21 @@ from tasks_app.statements import execute
 from tasks_app.steps import steps_of_body
 
 logger = logging.getLogger(__name__)
+#: Seconds after which a chord that was decided, and has no body, is taken for one whose process is gone.
+INTERRUPTED_AFTER = 10
 TABLE = ChordCounter._meta.db_table
 
 
+def where_written(model: Any) -> Any:
+    """A model of django-celery-results, for its backend: read where it is written, whatever a project's router says."""
+    return SimpleNamespace(
+        _default_manager=model._default_manager.db_manager(DEFAULT_DB_ALIAS), DoesNotExist=model.DoesNotExist
+    )
+
+
 class ChordBackend(DatabaseBackend):
+    TaskModel, GroupModel = where_written(TaskResult), where_written(StoredGroup)
+
     #: The workflow of the task whose outcome is being stored.
     _root: str | None = None
     #: Members that decided their chords, in the transaction at hand.
@@ -67,7 +82,7 @@ class ChordBackend(DatabaseBackend):
 
         Called outside of transactions, and again where it was interrupted.
         """
-        chord = ChordCounter.objects.using(connection.alias).filter(group_id=request.group, count=0).first()
+        chord = ChordCounter.objects.using(DEFAULT_DB_ALIAS).filter(group_id=request.group, count=0).first()
         if chord is None or not request.chord:
             return
         body = maybe_signature(request.chord, app=self.app)
@@ -80,6 +95,12 @@ class ChordBackend(DatabaseBackend):
             ChordCounter.objects.filter(pk=chord.pk).delete()
         finally:
             self._root = outer
+
+    def is_interrupted(self, chord: ChordCounter) -> bool:
+        """Whether a decided chord's members have ended for so long that nobody is about to send its body."""
+        ids = [result.id for result in _leaves(chord.group_result(app=self.app))]
+        lately = timezone.now() - timedelta(seconds=INTERRUPTED_AFTER)
+        return not TaskRecord.objects.filter(task_id__in=ids, finished_at__gte=lately).exists()
 
     def end_interrupted(self, chord: ChordCounter) -> None:
         """End a chord that was decided by a process that is gone."""
@@ -114,7 +135,7 @@ class ChordBackend(DatabaseBackend):
         Raises ChordError where a member has failed.
         """
         ids = [result.id for result in _leaves(header)]
-        stored = TaskResult.objects.using(connection.alias).filter(task_id__in=ids)
+        stored = TaskResult.objects.using(DEFAULT_DB_ALIAS).filter(task_id__in=ids)
         results = {result.task_id: result for result in stored}
         for task_id in ids:
             if task_id in results and results[task_id].status in states.PROPAGATE_STATES:

@@ -19,17 +19,14 @@ from billiard import current_process
 from celery.app.task import Context
 from celery.contrib.django.task import DjangoTask
 from celery.exceptions import Reject
-from celery.signals import task_postrun
 from django.db import InterfaceError, OperationalError, connection, connections, transaction
 from kombu.utils.functional import maybe_list
 from kombu.utils.json import loads
 
 from tasks_app import states
 from tasks_app.exceptions import InvalidSubmission
-from tasks_app.guard import Guard
 from tasks_app.models import TaskRecord, dump_json
 from tasks_app.moves import MAX_LOST, Run
-from tasks_app.notify import DUE_CHANNEL, notify
 from tasks_app.outbox import Successors, take_successors
 from tasks_app.publishing import GEN_HEADER
 
@@ -83,18 +80,6 @@ def replace_run(task, successors: Successors) -> None:
             task.app.submit_gathered(successors)
             return
     task.backend.mark_as_revoked(request.id, "asked to stop", request)
-
-
-@task_postrun.connect
-def close_dropped_run(sender, task_id, state, retval, **_):
-    """Celery tells no backend of a body that raised Ignore or Reject; and the relay waits for a slot to become free."""
-    if not isinstance(sender, Guard) or sender.request.is_eager:
-        return
-    request = sender.request
-    if state in (states.IGNORED, states.REJECTED) and getattr(request, "claimed", False):
-        patiently(lambda: sender.backend.mark_as_dropped(request, state, retval), task_id)
-    if getattr(sender, "concurrency_limit", None):
-        patiently(lambda: notify(DUE_CHANNEL), task_id)
 
 
 def _go_by_record(run: Run, request, args: list, kwargs: dict) -> None:

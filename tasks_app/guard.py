@@ -5,23 +5,21 @@ replaced by one that has `Guard` first, so that the claim comes before a `before
 which go on to work as they would. Imported by the Celery app, before Django's apps are loaded: no models here.
 """
 
-import asyncio
 import functools
 import inspect
-import os
-import threading
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from contextvars import copy_context
 from typing import TYPE_CHECKING, Any
 
 from asgiref.sync import sync_to_async
 from celery import Task
 from celery.app.registry import TaskRegistry
-from celery.exceptions import Ignore, Retry, SoftTimeLimitExceeded, TaskPredicate
+from celery.exceptions import Ignore, Retry, TaskPredicate
+from celery.signals import task_postrun
 from celery.utils.imports import symbol_by_name
 from django.core.exceptions import ImproperlyConfigured
-from django.db import close_old_connections
+
+from tasks_app import states
+from tasks_app.coroutines import awaiting
 
 if TYPE_CHECKING:
     from tasks_app.models import TaskRecord
@@ -86,7 +84,8 @@ class Guard:
         if not request.__dict__.pop("is_next", False):  # called as a function, by its own body or another's
             return super().__call__(*args, **kwargs)  # type: ignore[misc]
         try:
-            result = super().__call__(*args, **kwargs) if self._has_own_call else self.run(*args, **kwargs)
+            own = super().__call__ if self._has_own_call else self.run  # type: ignore[misc]
+            result = own(*args, **kwargs)
         except TaskPredicate:
             raise
         except Exception as error:
@@ -159,6 +158,21 @@ class Guard:
         return await sync_to_async(self.apply_async)(args, kwargs, **options)  # type: ignore[attr-defined]
 
 
+@task_postrun.connect
+def close_dropped_run(sender, task_id, state, retval, **_):
+    """Celery tells no backend of a body that raised Ignore or Reject; and the relay waits for a slot to become free."""
+    if not isinstance(sender, Guard) or sender.request.is_eager:
+        return
+    from tasks_app.execution import patiently
+    from tasks_app.notify import DUE_CHANNEL, notify
+
+    request, backend = sender.request, sender.app.backend
+    if state in (states.IGNORED, states.REJECTED) and getattr(request, "claimed", False):
+        patiently(lambda: backend.mark_as_dropped(request, state, retval), task_id)
+    if getattr(sender, "concurrency_limit", None):
+        patiently(lambda: notify(DUE_CHANNEL), task_id)
+
+
 class _Request:
     """A task's class of requests, with the console's in front of one of its own; made when a worker asks for it."""
 
@@ -166,67 +180,6 @@ class _Request:
         self.own = cls.Request  # type: ignore[attr-defined]
 
     def __get__(self, task, cls=None):
-        from tasks_app.workers import ConsoleRequest
-
+        ConsoleRequest = symbol_by_name("tasks_app.workers:ConsoleRequest")
         own = symbol_by_name(self.own)
         return ConsoleRequest if issubclass(ConsoleRequest, own) else type(own.__name__, (ConsoleRequest, own), {})
-
-
-def awaiting(run: Any) -> Any:
-    """A task's `run`, as its class has it, where an awaitable that it returns is awaited."""
-    body = run.__func__ if isinstance(run, staticmethod) else run
-    if not inspect.isroutine(body):
-        return run
-    is_unbound = isinstance(run, staticmethod) or inspect.ismethod(run)
-
-    @functools.wraps(body)
-    def waiting(*args, **kwargs):
-        return awaited(body(*args, **kwargs))
-
-    return staticmethod(waiting) if is_unbound else waiting
-
-
-def awaited(value: Any) -> Any:
-    """A body's value; an awaitable's own value, by this thread's event loop."""
-    if not inspect.isawaitable(value):
-        return value
-
-    async def to_its_end():
-        # Django's ORM runs in a thread of its own here, out of the reach of what mends the task's own connection.
-        await sync_to_async(close_old_connections)()
-        return await value
-
-    if _is_in_event_loop():  # an eager task of an async view
-        with ThreadPoolExecutor(1) as side:
-            return side.submit(copy_context().run, asyncio.run, to_its_end()).result()
-    try:
-        return event_loop_runner().run(to_its_end())
-    except SoftTimeLimitExceeded:
-        close_event_loop()  # cancels the body, which would go on beside the next one otherwise
-        raise
-
-
-def _is_in_event_loop() -> bool:
-    try:
-        asyncio.get_running_loop()
-    except RuntimeError:
-        return False
-    return True
-
-
-_loops = threading.local()
-
-
-def event_loop_runner() -> asyncio.Runner:
-    """This thread's event loop, kept between tasks, so that an async client opened by one serves the next."""
-    if getattr(_loops, "pid", None) != os.getpid():
-        # A loop that runs one task blocks nobody else: its body may call `other.delay()` as any other does.
-        os.environ.setdefault("DJANGO_ALLOW_ASYNC_UNSAFE", "true")
-        _loops.runner, _loops.pid = asyncio.Runner(), os.getpid()
-    return _loops.runner
-
-
-def close_event_loop() -> None:
-    if hasattr(_loops, "pid"):
-        _loops.runner.close()
-        del _loops.pid

@@ -9,13 +9,16 @@ from datetime import datetime, timedelta
 
 from celery import current_app
 from django.conf import settings
-from django.db import DatabaseError, connections
+from django.db import DEFAULT_DB_ALIAS, DatabaseError, connections
 from django.db.models import Min, Q
 from django.db.models.functions import Now
 from django.utils import timezone
+from django_celery_results.models import ChordCounter
 from kombu.exceptions import OperationalError
 
 from tasks_app import broker, limits
+from tasks_app.chords import INTERRUPTED_AFTER
+from tasks_app.execution import aside, busy_threads
 from tasks_app.models import Duty, TaskRecord
 from tasks_app.moves import LEASE
 from tasks_app.notify import DUE_CHANNEL, Listener
@@ -90,6 +93,16 @@ def rescue_lost(limit: int = 100) -> int:
                 reason = f"its lease ran out: worker {run.worker} was lost, or cut off, during the run"
                 current_app.backend.mark_as_lost(run.task_id, run.gen, reason)
     return len(ids)
+
+
+def end_interrupted_chords(limit: int = 100) -> int:
+    """End chords that were decided, by their last member or one that failed, in a process that then was killed."""
+    chords = list(ChordCounter.objects.using(DEFAULT_DB_ALIAS).filter(count=0)[:limit])
+    for chord in chords:
+        if current_app.backend.is_interrupted(chord):
+            logger.warning("Chord %s was decided, and its body not sent: it is sent now.", chord.group_id)
+            current_app.backend.end_interrupted(chord)
+    return len(chords)
 
 
 def republish_after_restart() -> int:
@@ -174,7 +187,7 @@ class Rescuer:
 
     def __init__(self):
         self._seen_at = -LEASE
-        self._trusts_at = self._censor_at = 0.0
+        self._trusts_at = self._censor_at = self._end_chords_at = 0.0
         self._census = Census()
 
     def end_lost_runs(self, now: float) -> None:
@@ -185,6 +198,12 @@ class Rescuer:
             self._seen_at = now
             if now >= self._trusts_at:
                 rescue_lost()
+
+    def end_chords(self, now: float) -> None:
+        if now >= self._end_chords_at:
+            self._end_chords_at = now + INTERRUPTED_AFTER
+            if take_duty("chords", INTERRUPTED_AFTER):
+                aside(end_interrupted_chords)
 
     def find_lost_messages(self, now: float) -> None:
         if broker.is_readable():
@@ -213,6 +232,7 @@ class Relay(threading.Thread):
         self._rescuer = Rescuer()
 
     def run(self) -> None:
+        busy_threads.add(threading.get_ident())
         away = False
         while not self._stopping.is_set():
             try:
@@ -229,6 +249,7 @@ class Relay(threading.Thread):
                 connections.close_all()
             if pause and not self._wait(pause):
                 self._stopping.wait(pause)
+        busy_threads.discard(threading.get_ident())
         connections.close_all()
         self._listener.close()
 
@@ -251,6 +272,7 @@ class Relay(threading.Thread):
         """Do what is due, first what needs no broker; the seconds until there may be more."""
         expired = expire_waiting()
         self._rescuer.end_lost_runs(time.monotonic())
+        self._rescuer.end_chords(time.monotonic())
         limits.admit_parked()
         published = publish_due()
         self._rescuer.find_lost_messages(time.monotonic())

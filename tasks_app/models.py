@@ -6,7 +6,7 @@ from operator import attrgetter
 from typing import Any
 
 from django.conf import settings
-from django.db import models
+from django.db import DEFAULT_DB_ALIAS, models
 from django.db.models.base import ModelState
 from django.db.models.functions import Now
 from django.utils import timezone
@@ -79,6 +79,13 @@ def dump_json(value: Any) -> str:
 def printable(text: str) -> str:
     """`text` with what Postgres cannot hold (NUL, lone surrogates) escaped."""
     return text.replace("\x00", "\\x00").encode("utf-8", "backslashreplace").decode()
+
+
+class WhereWritten(models.Manager):
+    """Reads rows where the console writes them, whatever a project's router says: a replica may not have them yet."""
+
+    def get_queryset(self):
+        return super().get_queryset().using(DEFAULT_DB_ALIAS)
 
 
 class TaskRecord(models.Model):
@@ -161,7 +168,7 @@ class TaskRecord(models.Model):
     args_start: str
     kwargs_start: str
 
-    objects = TaskQuerySet.as_manager()
+    objects = WhereWritten.from_queryset(TaskQuerySet)()
 
     class Meta:
         verbose_name = "task"
@@ -314,7 +321,8 @@ class TaskRecord(models.Model):
     def encoded(self) -> tuple[Encoded, Encoded, Encoded]:
         """Args, kwargs and options as JSON. Raises InvalidSubmission."""
         if self.texts is None:
-            self.texts = tuple(Encoded(dump_json(each)) for each in (self.args, self.kwargs, self.options))
+            args, kwargs, options = (Encoded(dump_json(each)) for each in (self.args, self.kwargs, self.options))
+            self.texts = args, kwargs, options
         return self.texts
 
     def inserted_values(self) -> tuple:
@@ -345,6 +353,8 @@ class TaskStep(models.Model):
     #: How: as the next of a chain, as a chord's body or member, as a callback, or as an errback.
     place = models.CharField(max_length=8)
 
+    objects = WhereWritten()
+
     class Meta:
         indexes = [models.Index(fields=["root_id"], name="step_root")]
 
@@ -358,6 +368,8 @@ class TaskStamp(models.Model):
     task_id = models.CharField(max_length=255)
     header = models.CharField(max_length=255)
     value = models.CharField(max_length=255)
+
+    objects = WhereWritten()
 
     class Meta:
         indexes = [models.Index(fields=["header", "value"], name="stamp")]
@@ -381,6 +393,8 @@ class TaskAttempt(models.Model):
     exc_message = models.TextField(blank=True)
     traceback = models.TextField(blank=True)
 
+    objects = WhereWritten()
+
     class Meta:
         ordering = ["attempt"]
         constraints = [models.UniqueConstraint(fields=["record", "attempt"], name="attempt_once")]
@@ -396,6 +410,8 @@ class Duty(models.Model):
     holder = models.CharField(max_length=255)
     done_at = models.DateTimeField()
 
+    objects = WhereWritten()
+
     def __str__(self):
         return self.name
 
@@ -406,6 +422,8 @@ class Limit(models.Model):
     key = models.CharField(max_length=255, primary_key=True)
     #: When the rate limit lets the next one start.
     next_at = models.DateTimeField(db_default=Now())
+
+    objects = WhereWritten()
 
     def __str__(self):
         return self.key

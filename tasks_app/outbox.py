@@ -32,8 +32,8 @@ from kombu.exceptions import EncodeError
 from kombu.utils.uuid import uuid
 
 from tasks_app import states, transport
+from tasks_app.coroutines import awaiting
 from tasks_app.exceptions import DuplicateTask, InvalidSubmission, NotUnique
-from tasks_app.guard import Guard, awaiting
 from tasks_app.notify import DUE_CHANNEL, notify
 from tasks_app.publishing import AT_ONCE, GEN_HEADER, Publisher, has_handlers
 
@@ -149,7 +149,7 @@ class RecordingCelery(Celery):
             parent.continue_as(record)
         elif successors is not None:
             successors.add(record)
-        elif parent and parent.request.id == record.task_id and isinstance(parent, Guard):
+        elif parent and parent.request.id == record.task_id and hasattr(parent, "continue_as"):
             parent.continue_as(record)
         else:
             record.task_id = self._submit_now(record)
@@ -321,7 +321,8 @@ class RecordingCelery(Celery):
                 f"A task {min(twice)} is recorded already, and cannot be a step to come: a signature was sent twice "
                 "under one id. Send a copy of it (`.clone()`, before it is frozen)."
             )
-        insert_stamps([(each.task_id, each.options) for each in (*records, *found)])
+        stamped: list[Any] = [*records, *found]
+        insert_stamps((each.task_id, each.options) for each in stamped)
 
     def submit_gathered(self, workflow: Successors) -> None:
         """Submit what was gathered of a workflow, in the current transaction, all or none.
@@ -489,7 +490,7 @@ def _seconds(what: str, value: Any) -> float:
     """A span of at most a hundred years."""
     if not isinstance(value, numbers.Real) or isinstance(value, bool):
         raise InvalidSubmission(f"{what} must be a number of seconds, not {value!r:.80}.")
-    if not -LONGEST <= value <= LONGEST:
+    if not -LONGEST <= float(value) <= LONGEST:
         raise InvalidSubmission(f"{what}: {value!r:.80} is out of range: {LONGEST:,} seconds at most.")
     return float(value)
 

@@ -21,7 +21,7 @@ from celery.worker.request import Request
 from django.db import DatabaseError, connection, connections
 from kombu.exceptions import OperationalError
 
-from tasks_app.guard import close_event_loop, event_loop_runner
+from tasks_app.coroutines import close_event_loop, event_loop_runner
 from tasks_app.leases import SHUTDOWN_GRACE, Leases
 from tasks_app.maintenance import Relay
 from tasks_app.publishing import marker

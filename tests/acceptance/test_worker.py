@@ -181,7 +181,7 @@ def test_a_coroutine_can_send_a_task(executions):
 
 def test_ignore_and_reject_end_the_record():
     assert finished(client.submit("sample.ignored")).state == "IGNORED"
-    assert finished(client.submit("sample.rejected")).state == "REJECTED"
+    assert finished(client.submit("sample.rejected")).state == "FAILURE"
 
 
 def test_a_task_that_ignores_its_result_is_recorded_without_one():
