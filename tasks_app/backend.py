@@ -92,6 +92,8 @@ class RecordBackend(ChordBackend):
     #: The task whose outcome is being stored; and that outcome, as Celery encodes it, and as it is kept.
     _closing: str | None = None
     _outcome: tuple[Any, Any, tuple] | None = None
+    #: What the body raised that ran last.
+    _raised: Exception | None = None
 
     def _conclude(self, task_id, request, outcome: Callable[[], object], alone: bool) -> bool:
         """Store a run's outcome and what follows from it, in one transaction; False where it comes late: none of it.
@@ -140,13 +142,22 @@ class RecordBackend(ChordBackend):
 
     def describe(self, error: Exception) -> dict[str, Any]:
         """An exception as it was raised; Celery hands on what can be pickled of it, which may be another class."""
+        self._raised = error
         described = self.prepare_exception(error, "json")
         with suppress(Exception):
             described["exc_text"] = str(error)
         return described
 
+    def process_cleanup(self):
+        """Let go of what a failed body held: its frames would live on, in a cycle through Celery's own."""
+        if self._raised is not None:
+            self._raised.__traceback__ = self._raised = None
+        super().process_cleanup()
+
     def exception_to_python(self, exc):
         """As far as it can be rebuilt: where its class does not take its arguments, without its `__init__`."""
+        if isinstance(exc, dict) and "<locals>" in exc.get("exc_type", ""):  # a class that is nowhere to be found
+            exc = exc | {"exc_type": exc["exc_type"].rpartition(".")[2], "exc_module": None}
         rebuilt = super().exception_to_python(exc)
         if not isinstance(exc, dict) or type(rebuilt) is not Exception or exc["exc_type"] == "Exception":
             return rebuilt

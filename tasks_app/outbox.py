@@ -13,7 +13,7 @@ import inspect
 import logging
 import numbers
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
 from datetime import UTC, datetime, timedelta
@@ -537,5 +537,25 @@ def _whole(canvas_class: type) -> None:
     canvas_class.apply_async = whole  # type: ignore[attr-defined]
 
 
+def _in_order(freeze_unroll: Callable) -> Callable:
+    """Let a group have the tasks of nested groups in their order; Celery turns each nested one round."""
+
+    def laid_out(tasks: Iterable, app) -> Iterator[canvas.Signature]:
+        for task in tasks:
+            signature = canvas.maybe_signature(task, app=app)
+            if isinstance(signature, canvas.group):
+                yield from laid_out(signature.tasks, app)
+            else:
+                yield signature
+
+    @wraps(freeze_unroll)
+    def unroll(self, *args):
+        self.tasks = list(laid_out(self.tasks, self._app))
+        yield from freeze_unroll(self, *args)
+
+    return unroll
+
+
+canvas.group._freeze_unroll = _in_order(canvas.group._freeze_unroll)
 for canvas_class in (canvas._chain, canvas.group, canvas._chord):
     _whole(canvas_class)
