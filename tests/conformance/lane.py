@@ -49,6 +49,7 @@ class Lane:
 
     def collect(self) -> list[str]:
         """The ids of all tests."""
+        self.tests.unlink(missing_ok=True)
         command = [*self.command, "--collect-only"]
         done = subprocess.run(command, cwd=suite.directory(), env=self.environment, capture_output=True, text=True)
         if done.returncode:
