@@ -1,0 +1,106 @@
+"""Celery's own integration tests, unchanged: with the console, and with plain Celery and results in Redis beside it.
+
+A test that plain Celery passes and the console does not is a fault, but for the few of allowed.toml.
+"""
+
+import argparse
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from taskconsole.embedded import Postgres, Valkey
+from tests.conformance import suite
+from tests.conformance.lane import Lane
+from tests.conformance.verdict import Outcome, Verdict, read_allowed
+
+Outcomes = dict[str, Outcome]
+#: Minutes after which the tests that have not run have failed.
+MINUTES, QUICK_MINUTES = 20, 3
+#: Of a failed test, the last lines that are printed; all of it is in RESULTS.
+LINES = 25
+RESULTS = suite.CACHE / "results.json"
+#: The console's settings, whatever the developer's machine says; BROKER is the lane's.
+CONSOLE = {
+    "TEST_BROKER": "BROKER/1", "TEST_BACKEND": "other://", "REDIS_URL": "BROKER/1", "CELERY_BROKER_URL": "BROKER/1",
+    "SECRET_KEY": "conformance", "DEBUG": "0", "TIME_ZONE": "UTC", "EXTRA_APPS": "", "EXTRA_QUEUES": "",
+    "BEAT_ENABLED": "0",
+}  # fmt: skip
+
+
+def main() -> int:
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    options = _options()
+    give_up_at = time.monotonic() + 60 * (options.minutes or (QUICK_MINUTES if options.quick else MINUTES))
+    with lanes(give_up_at) as (console, control):
+        tests = [test for test in control.collect() if _is_wanted(test, options)]
+        outcomes = one_by_one(console, control, tests) if options.quick else side_by_side(console, control, tests)
+    verdict = Verdict(*outcomes, read_allowed())
+    RESULTS.write_text(verdict.as_json())
+    print_verdict(verdict)
+    return bool(verdict.fault)
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="script/conformance", description=__doc__)
+    parser.add_argument("tests", nargs="*", help="those whose ids contain one of these; all by default")
+    parser.add_argument("--quick", action="store_true", help="a part; plain Celery runs only what the console fails")
+    parser.add_argument("--minutes", type=float, help=f"for it all (default: {MINUTES}, with --quick {QUICK_MINUTES})")
+    return parser.parse_args()
+
+
+def _is_wanted(test: str, options: argparse.Namespace) -> bool:
+    if options.quick and not suite.is_quick(test):
+        return False
+    return not options.tests or any(part in test for part in options.tests)
+
+
+@contextlib.contextmanager
+def lanes(give_up_at: float) -> Iterator[tuple[Lane, Lane]]:
+    """The console's and plain Celery's, with servers of their own."""
+    with contextlib.ExitStack() as stack:
+        directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="taskconsole-conformance-")))
+        directory.chmod(0o755)  # for the account that runs the servers
+        postgres = stack.enter_context(Postgres(directory / "postgres", settings={"fsync": "off"}))
+        brokers = [stack.enter_context(Valkey(directory / name, persistence=False)) for name in ("console", "control")]
+        environment = CONSOLE | {"DATABASE_URL": postgres.url}
+        migrate = [sys.executable, "manage.py", "migrate", "--verbosity=0"]
+        subprocess.run(migrate, cwd=suite.ROOT, env=os.environ | environment, check=True)
+        console = Lane(brokers[0], give_up_at, ["tests.conformance.console"], **environment)
+        control = Lane(brokers[1], give_up_at, TEST_BROKER="BROKER/2", TEST_BACKEND="BROKER/3")
+        yield console, control
+
+
+def side_by_side(console: Lane, control: Lane, tests: list[str]) -> tuple[Outcomes, Outcomes]:
+    with ThreadPoolExecutor() as threads:
+        runs = [threads.submit(lane.run, tests) for lane in (console, control)]
+        try:
+            return runs[0].result(), runs[1].result()
+        except BaseException:
+            console.give_up_at = control.give_up_at = 0  # ends the other's process before its servers
+            raise
+
+
+def one_by_one(console: Lane, control: Lane, tests: list[str]) -> tuple[Outcomes, Outcomes]:
+    """The control runs what it has to judge."""
+    outcomes = console.run(tests)
+    return outcomes, control.run([test for test in tests if outcomes[test].state != "passed"])
+
+
+def print_verdict(verdict: Verdict) -> None:
+    for test in verdict.regressions:
+        print(f"\n##### {test}\n{verdict.console[test].last_lines(LINES)}")
+    print("", verdict.table(), "", sep="\n")
+    for what, tests in verdict.remarks().items():
+        print(f"{what}:", *tests, sep="\n  ")
+    print(verdict.fault or "The console passes whatever plain Celery passes, but for what allowed.toml lists.")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,67 @@
+"""A pytest plugin: the console's app and its result backend, where Celery's tests would make an app of their own."""
+
+import os
+
+import django
+import pytest
+
+os.environ["DJANGO_SETTINGS_MODULE"] = "tests.conformance.settings"
+django.setup()
+
+import celery.contrib.testing.tasks  # noqa: E402, F401  start_worker sends its celery.ping
+from celery import signals  # noqa: E402
+from celery.contrib.testing import app as testing_app  # noqa: E402
+from celery.contrib.testing import worker as testing_worker  # noqa: E402
+
+from tasks_app import workers  # noqa: E402
+from tasks_app.models import TaskRecord  # noqa: E402
+from tasks_app.outbox import RecordingCelery  # noqa: E402
+
+#: What the suite says about its own broker and backends: the console's are those of its settings.
+NOT_OURS = "broker_url", "result_backend"
+
+
+def console_app(name=None, config=None, enable_logging=False, set_as_current=False, log=None, **options):
+    """Takes what celery.contrib.testing.app.TestApp takes; made as taskconsole.celery makes the project's own."""
+    app = RecordingCelery("taskconsole", set_as_current=set_as_current, **options)
+    app.config_from_object("django.conf:settings", namespace="CELERY")
+    app.conf["CELERY_DB_REUSE_MAX"] = 1_000_000_000
+    config = testing_app.DEFAULT_TEST_CONFIG | (config or {})
+    app.conf.update(config | {name: app.conf[name] for name in config if name.startswith(NOT_OURS)})
+    return app
+
+
+def send_worker_ready() -> None:
+    """Have `start_worker` send worker_ready, as `celery worker` does.
+
+    To be deleted when the console's hooks are bootsteps, which any worker runs: `start_threads` is its hook until then.
+    """
+    plain = testing_worker.TestWorkController.on_consumer_ready
+
+    def on_consumer_ready(self, consumer):
+        signals.worker_ready.send(sender=consumer)
+        plain(self, consumer)
+
+    if hasattr(workers, "start_threads"):
+        testing_worker.TestWorkController.on_consumer_ready = on_consumer_ready
+
+
+testing_app.TestApp = console_app
+send_worker_ready()
+
+
+@pytest.hookimpl
+def pytest_sessionstart():
+    """What an earlier process left waiting would be run by this one's worker."""
+    TaskRecord.objects.all().delete()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item):
+    """A failed test tells what its tasks have come to."""
+    report = yield
+    if report.failed:
+        latest = TaskRecord.objects.order_by("-pk")[:20]
+        told = [f"{each.state} {each.name} {each.task_id} {each.exc_type} {each.exc_message:.200}" for each in latest]
+        report.sections.append(("Records, the latest first", "\n".join(told)))
+    return report

@@ -1,0 +1,64 @@
+"""A pytest plugin for both sides: which tests a process runs, for how long, and what became of each.
+
+A process ends with its first failed test, for that may leave anything behind: a worker that is busy, a connection that
+broke in the midst of a statement. The rest runs in a new one.
+"""
+
+import json
+import os
+import signal
+from pathlib import Path
+
+import pytest
+
+#: Written by __main__: the tests to run, one a line. Written here: what happened, one JSON object a line.
+TESTS, REPORT = Path(os.environ["CONFORMANCE_TESTS"]), Path(os.environ["CONFORMANCE_REPORT"])
+
+_phases: list[pytest.TestReport] = []
+
+
+def pytest_configure(config):
+    for marker in ("flaky(**options)", "timeout(seconds)", "celery(**overrides)"):
+        config.addinivalue_line("markers", marker)
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items):
+    if TESTS.exists():
+        wanted = set(TESTS.read_text().splitlines())
+        items[:] = [item for item in items if item.nodeid in wanted]
+    for item in items:
+        for node in item.listchain():  # no reruns, and no limit but ours
+            node.own_markers[:] = [mark for mark in node.own_markers if mark.name not in ("flaky", "timeout")]
+
+
+def pytest_runtest_logstart(nodeid):
+    _write(test=nodeid, state="started")
+
+
+def pytest_runtest_logreport(report):
+    _phases.append(report)
+
+
+def pytest_runtest_logfinish(nodeid):
+    outcomes = {report.outcome for report in _phases}
+    state = next(outcome for outcome in ("failed", "skipped", "passed") if outcome in outcomes)
+    seconds = sum(report.duration for report in _phases)
+    _write(test=nodeid, state=state, seconds=round(seconds, 2), text="\n".join(map(_told, _phases)).strip())
+    _phases.clear()
+    if state == "failed":
+        os.killpg(0, signal.SIGKILL)  # with the children of its worker
+
+
+def _told(report) -> str:
+    if report.skipped:
+        return str(getattr(report, "wasxfail", "") or report.longrepr[-1])
+    if not report.failed:
+        return ""
+    sections = [f"--- {title}\n{content[-3000:]}" for title, content in report.sections]
+    return f"--- {report.when}\n{report.longreprtext[-5000:]}\n" + "\n".join(sections)
+
+
+def _write(**event) -> None:
+    with REPORT.open("a") as report:
+        report.write(json.dumps(event) + "\n")
