@@ -8,6 +8,7 @@ has an id (Celery gives them theirs when a workflow is sent) has a row from the 
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
+from django.db.models import Exists, OuterRef
 from kombu.utils.functional import maybe_list
 
 from tasks_app.models import TaskRecord, TaskStamp, TaskStep
@@ -59,6 +60,12 @@ def insert_stamps(tasks: Iterable[tuple[str, Mapping[str, Any]]]) -> None:
 def is_to_come(step: TaskStep) -> bool:
     """Whether something of its workflow is still unfinished, from which it may follow."""
     return TaskRecord.objects.in_workflow(step.root_id).unfinished().exists()
+
+
+def still_to_come(root_id: str):
+    """The steps of a workflow that have no record yet, in no order."""
+    come = TaskRecord.objects.filter(task_id=OuterRef("task_id"))
+    return TaskStep.objects.filter(~Exists(come), root_id=root_id).exclude(place=ERRBACK)
 
 
 def insert_steps(steps: Iterable[Step]) -> set[str]:

@@ -7,7 +7,7 @@ from celery import current_app
 from celery.exceptions import OperationalError as CeleryOperationalError
 from django.contrib import messages
 from django.db import transaction
-from django.db.models import Q, TextField
+from django.db.models import Case, F, Q, TextField, When
 from django.db.models.functions import Cast, Left
 from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
 from django.shortcuts import get_object_or_404, redirect, render
@@ -21,8 +21,9 @@ from tasks_app import states
 from tasks_app.client import CeleryClient
 from tasks_app.forms import TaskFilter
 from tasks_app.health import check_celery_health
-from tasks_app.models import PHASES, TaskRecord
+from tasks_app.models import PHASES, TaskRecord, TaskStep
 from tasks_app.pages import is_live, log, page_or_part, staff_with
+from tasks_app.steps import is_to_come, still_to_come
 from tasks_app.tracebacks import frames
 
 VIEW, CHANGE = "tasks_app.view_taskrecord", "tasks_app.change_taskrecord"
@@ -88,7 +89,9 @@ def task_list(request: HttpRequest) -> HttpResponse:
 @staff_with(VIEW)
 @conditional_page
 def task_detail(request: HttpRequest, task_id: str) -> HttpResponse:
-    record = get_object_or_404(TaskRecord.objects.select_related("replay_of"), task_id=task_id)
+    record = TaskRecord.objects.select_related("replay_of").filter(task_id=task_id).first()
+    if record is None:
+        return _step_to_come(request, get_object_or_404(TaskStep, task_id=task_id))
     result = TaskResult.objects.filter(task_id=task_id).first()
     traceback = result.traceback if result else None
     family = list(_family(record)[: FAMILY + 1])
@@ -97,8 +100,8 @@ def task_detail(request: HttpRequest, task_id: str) -> HttpResponse:
     context = {
         "title": record.name,
         "record": record,
-        "args": _shown(json.dumps(record.args, indent=2, ensure_ascii=False)),
-        "kwargs": _shown(json.dumps(record.kwargs, indent=2, ensure_ascii=False)),
+        "args": _shown(_arguments(record, "args")),
+        "kwargs": _shown(_arguments(record, "kwargs")),
         "result": _shown(_pretty(result.result)) if result and record.state == states.SUCCESS else None,
         "traceback": _shown(traceback) if traceback else None,
         "frames": frames(_ends(traceback)) if traceback else [],
@@ -106,6 +109,7 @@ def task_detail(request: HttpRequest, task_id: str) -> HttpResponse:
         "family": family[:FAMILY],
         "has_more_family": len(family) > FAMILY,
         "has_open_family": has_open_family,
+        "to_come": still_to_come(record.root_id)[:FAMILY] if record.is_unfinished or has_open_family else [],
         "can_revoke_family": has_open_family and still_open.filter(cancel_at=None).exists(),
         "earlier": TaskRecord.objects.filter(name=record.name, pk__lt=record.pk).only(*_LISTED)[:8],
         "run": getattr(record, "schedule_run", None),
@@ -117,13 +121,26 @@ def task_detail(request: HttpRequest, task_id: str) -> HttpResponse:
     return response
 
 
+def _step_to_come(request: HttpRequest, step: TaskStep) -> HttpResponse:
+    """The page of a task that has no record yet: what it comes after."""
+    context = {
+        "title": step.name,
+        "step": step,
+        "may_come": is_to_come(step),
+        "before": TaskRecord.objects.filter(task_id=step.after_id).first(),
+        "family": TaskRecord.objects.in_workflow(step.root_id).only(*_LISTED)[:FAMILY],
+        "can_change": request.user.has_perm(CHANGE),
+    }
+    return page_or_part(request, "tasks_app/step.html", "tasks_app/_step.html", context)
+
+
 @require_safe
 @staff_with(VIEW)
 def task_value(request: HttpRequest, task_id: str, what: str) -> HttpResponse:
     """A value in full, as a file."""
     record = get_object_or_404(TaskRecord, task_id=task_id)
     if what in ("args", "kwargs"):
-        text = json.dumps(getattr(record, what), indent=2, ensure_ascii=False)
+        text = _arguments(record, what)
     else:
         result = get_object_or_404(TaskResult, task_id=task_id)
         text = _pretty(result.result) if what == "result" else result.traceback or ""
@@ -135,10 +152,23 @@ def task_value(request: HttpRequest, task_id: str, what: str) -> HttpResponse:
 @require_POST
 @staff_with(CHANGE)
 def revoke(request: HttpRequest, task_id: str) -> HttpResponse:
+    if not TaskRecord.objects.filter(task_id=task_id).exists():
+        return _revoke_step(request, task_id)
+
     def act(client: CeleryClient, before: TaskRecord) -> str:
         return _said_of_revoke(before, client.revoke(task_id), "its body can see it and end; it is not retried.")
 
     return _act(request, task_id, act)
+
+
+def _revoke_step(request: HttpRequest, task_id: str) -> HttpResponse:
+    get_object_or_404(TaskStep, task_id=task_id)
+    if CeleryClient().revoke(task_id) == states.REVOKED:
+        log(request.user, [_acted_on(task_id)], "Revoked before it came")
+        messages.success(request, "1 task revoked: it will not start.")
+    else:
+        messages.warning(request, "0 tasks revoked: its workflow had ended already.")
+    return redirect("tasks:detail", task_id)
 
 
 @require_POST
@@ -192,9 +222,16 @@ def _said_of_revoke(before: TaskRecord, state: str | None, asked: str) -> str:
     return f"0 tasks revoked: it had finished already ({state})."
 
 
+def _arguments(record: TaskRecord, what: str) -> str:
+    """Arguments to be shown: as JSON, or as their submitter wants them to be (Celery's `argsrepr`, `kwargsrepr`)."""
+    given = record.options.get(f"{what}repr") if isinstance(record.options, dict) else None
+    return str(given) if given is not None else json.dumps(getattr(record, what), indent=2, ensure_ascii=False)
+
+
 def _found(asked: dict):
     starts = {f"{name}_start": Left(name, SHOWN_IN_LIST) for name in ("args", "kwargs", "exc_message")}
-    records = TaskRecord.objects.only(*_LISTED).annotate(**starts)
+    shown = Case(When(options__contains='repr"', then=F("options")))  # read where there may be something to be shown
+    records = TaskRecord.objects.only(*_LISTED).annotate(**starts, shown=shown)
     if asked.get("phase"):
         records = records.filter(PHASES[asked["phase"]])
     if name := asked.get("q"):

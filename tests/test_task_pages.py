@@ -7,7 +7,7 @@ from decimal import Decimal
 from uuid import UUID
 
 import pytest
-from celery import current_app
+from celery import chain, current_app
 from django.contrib.admin.models import LogEntry
 from django.contrib.auth.models import Permission
 from django.db import connection
@@ -26,6 +26,7 @@ from tasks_app.exceptions import InvalidSubmission, TaskNotFound
 from tasks_app.health import Health
 from tasks_app.models import TaskRecord
 from tasks_app.templatetags.console import readable
+from tests.sample.tasks import echo
 
 pytestmark = pytest.mark.django_db
 
@@ -898,3 +899,28 @@ TRACEBACK = """Traceback (most recent call last):
   File "/srv/shop/tasks.py", line 12, in pay
     raise ValueError("no")
 ValueError: no"""
+
+
+def test_a_step_to_come_has_a_page_that_tells_its_place_and_can_be_revoked(client, admin_user):
+    client.force_login(admin_user)
+    result = chain(echo.si(1), echo.si(2), echo.si(3)).apply_async(countdown=60)
+    page = client.get(reverse("tasks:detail", args=[result.id])).content.decode()
+    assert "Still to come: a later step of a chain" in page
+    first = TaskRecord.objects.get()
+    assert "Still to come" in client.get(reverse("tasks:detail", args=[first.task_id])).content.decode()
+    client.post(reverse("tasks:revoke", args=[result.id]))
+    assert TaskRecord.objects.get(task_id=result.id).state == "REVOKED"
+    assert client.get(reverse("tasks:detail", args=["nobody"])).status_code == 404
+
+
+def test_arguments_are_shown_as_their_submitter_wants_them_to_be(client, admin_user):
+    client.force_login(admin_user)
+    result = echo.apply_async(["canary-secret"], argsrepr="(<hidden>)")
+    for address in (
+        reverse("tasks:list"),
+        reverse("tasks:detail", args=[result.id]),
+        reverse("tasks:value", args=["args", result.id]),
+    ):
+        page = client.get(address).content.decode()
+        assert "canary-secret" not in page
+        assert "hidden" in page

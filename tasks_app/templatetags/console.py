@@ -93,6 +93,7 @@ def _unescaped(found: re.Match) -> str:
 @register.filter
 def call(record: TaskRecord) -> str:
     """The arguments as one would write them, short: `1, "a", key=2`."""
-    words = readable(record.args_start).removeprefix("[").removesuffix("]")
-    named = readable(record.kwargs_start)
+    shown = getattr(record, "shown", None) or {}  # what its submitter wants to be shown, as Celery's `argsrepr`
+    words = shown.get("argsrepr") or readable(record.args_start).removeprefix("[").removesuffix("]")
+    named = shown.get("kwargsrepr") or readable(record.kwargs_start)
     return ", ".join(part for part in (words, "" if named == "{}" else named) if part)
