@@ -13,6 +13,7 @@ from django.db import transaction
 from tasks_app import states, workers
 from tasks_app.exceptions import TaskNotFound, UnknownTask
 from tasks_app.models import TaskRecord, TaskStep
+from tasks_app.outbox import gathered, is_sent_plainly
 from tasks_app.steps import is_to_come
 from tasks_app.transport import is_id
 
@@ -77,8 +78,14 @@ class CeleryClient:
                 task.__header__(*args, **kwargs)
         if self.app.conf.task_always_eager:
             return [task.apply_async(args, kwargs, **self._options(options, {})) for args, kwargs in calls]
-        options = self._options(options, {"parent": self.app.current_worker_task, "task_type": task})
-        records = self.app.build_records(task_name, calls, **options)
+        if is_sent_plainly(task):
+            options = self._options(options, {"parent": self.app.current_worker_task, "task_type": task})
+            records = self.app.build_records(task_name, calls, **options)
+        else:
+            with gathered() as sent:
+                for args, kwargs in calls:
+                    task.apply_async(args, kwargs, **self._options(options, {}))
+            records = sent.records
         with transaction.atomic():
             for start in range(0, len(records), 500):
                 self.app.submit(records[start : start + 500])

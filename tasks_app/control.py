@@ -17,6 +17,8 @@ from tasks_app import states
 from tasks_app.transport import is_id
 
 logger = logging.getLogger(__name__)
+#: How often what has followed meanwhile is looked for, while a workflow is revoked.
+ROUNDS = 100
 
 
 class RecordingControl(Control):
@@ -63,12 +65,17 @@ class RecordingControl(Control):
         """Revoke steps of unfinished workflows, by rows that they will meet when they come."""
         from tasks_app.models import TaskRecord
 
-        for root_id, name, task_id, after_id in steps.values_list("root_id", "name", "task_id", "after_id"):
-            revoked = TaskRecord(task_id=task_id, name=name, root_id=root_id, parent_id=after_id)
-            revoked.state, revoked.exc_type, revoked.exc_message = states.REVOKED, "TaskRevokedError", "revoked"
-            revoked.finished_at = timezone.now()
-            if TaskRecord.objects.in_workflow(root_id).unfinished().exists():
-                TaskRecord.objects.adopt(revoked)
+        steps = list(steps)
+        roots = {step.root_id for step in steps}
+        is_open = {root for root in roots if TaskRecord.objects.in_workflow(root).unfinished().exists()}
+        revoked = [
+            TaskRecord(
+                task_id=step.task_id, name=step.name, root_id=step.root_id, parent_id=step.after_id,
+                state=states.REVOKED, exc_type="TaskRevokedError", exc_message="revoked", finished_at=timezone.now(),
+            )
+            for step in steps if step.root_id in is_open
+        ]  # fmt: skip
+        TaskRecord.objects.bulk_create(revoked, batch_size=1000, ignore_conflicts=True)
 
     def _tell_workers(self, task_ids: list[str], destination, **kwargs):
         if task_ids and self.app.publisher.is_reached():
@@ -80,16 +87,18 @@ class RecordingControl(Control):
 
     def revoke_workflow(self, root_id: str, terminate: bool = False, signal: str = "SIGTERM") -> dict[str, str]:
         """Revoke all of a workflow that has not ended, and what would follow from it; the ids, with their states."""
-        from tasks_app.models import TaskRecord, TaskStep
-        from tasks_app.steps import ERRBACK
+        from tasks_app.models import TaskRecord
+        from tasks_app.steps import still_to_come
 
         stopped: dict[str, str] = {}
-        self._revoke_to_come(TaskStep.objects.filter(root_id=root_id).exclude(place=ERRBACK))
         workflow = TaskRecord.objects.in_workflow(root_id).unfinished()
         workflow = (
             workflow.filter(Q(cancel_at=None) | Q(cancel_signal="")) if terminate else workflow.filter(cancel_at=None)
         )
-        while workflow.exists():  # a step may have followed, in a transaction that a statement did not see yet
+        for _ in range(ROUNDS):  # a step may have followed, in a transaction that a statement did not see yet
+            self._revoke_to_come(still_to_come(root_id))
+            if not workflow.exists():
+                break
             stopped |= self._stop(workflow, signal if terminate else "")
         running = [task_id for task_id, state in stopped.items() if state == states.STARTED]
         if running:

@@ -13,6 +13,7 @@ import inspect
 import logging
 import numbers
 import re
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
@@ -21,7 +22,7 @@ from functools import cached_property, partial, wraps
 from typing import TYPE_CHECKING, Any
 from uuid import NAMESPACE_OID, uuid5
 
-from celery import Celery, canvas
+from celery import Celery, Task, canvas
 from celery.exceptions import TaskRevokedError
 from django.conf import settings
 from django.core.exceptions import SynchronousOnlyOperation
@@ -139,8 +140,15 @@ class RecordingCelery(Celery):
         is not used.)
         """
         options |= {"countdown": countdown, "eta": eta, "link": link, "link_error": link_error, "router": router}
+        options |= {"task_id": task_id, "result_cls": result_cls, "add_to_parent": add_to_parent}
         if expires is not _OMITTED:
             options["expires"] = expires
+        send = RecordingCelery._send
+        if options.get("task_type") is None and (sentry := sys.modules.get("sentry_sdk.integrations.celery")):
+            send = sentry._wrap_task_run(send)  # what it does to Celery's own; to a task's `apply_async` it has done so
+        return send(self, name, args, kwargs, **options)
+
+    def _send(self, name, args, kwargs, *, task_id, result_cls, add_to_parent, **options):
         parent, successors = self.current_worker_task, _gathering.get()
         if successors is not None and successors.parent is not None and not task_id:
             task_id = str(uuid5(NAMESPACE_OID, f"{successors.parent.request.id} {len(successors.records)}"))
@@ -242,6 +250,22 @@ class RecordingCelery(Celery):
                 self._announce(record, now=True)
             records.append(record)
         return records
+
+    def announce_late(self, record: TaskRecord) -> bool:
+        """Do for a record that was made in a transaction of ours what a project's code does when a task is sent: that
+        of its own `apply_async`, and of signals' handlers. Whether that changed the record."""
+        task, record.is_announced = self.tasks.get(record.name), True
+        if task is None or (is_sent_plainly(task) and not has_handlers()):
+            return False
+        made = record.args, record.kwargs, record.options
+        with gathered() as sent:
+            task.apply_async(
+                record.args, record.kwargs, task_id=record.task_id, queue=record.queue, priority=record.priority,
+                add_to_parent=False, **record.options,
+            )  # fmt: skip
+        (again,) = sent.records
+        record.args, record.kwargs, record.options = again.args, again.kwargs, again.options
+        return made != (again.args, again.kwargs, again.options)
 
     def build_like(self, record: TaskRecord, args, kwargs, *, task_id: str, eta=None, expires=None, headers=None):
         """As build_record would make it, of the task and with the options of `record`, at a third of the cost."""
@@ -366,7 +390,7 @@ class RecordingCelery(Celery):
         """Let a step end that was not unique, or whose id is taken: its workflow can be seen to end here."""
         from tasks_app.models import TaskRecord
 
-        if TaskRecord.objects.filter(task_id=record.task_id, state=states.REVOKED, attempt=0).exists():
+        if TaskRecord.objects.filter(task_id=record.task_id, state=states.REVOKED).exists():
             self.backend.follow_end_of(record, TaskRevokedError("revoked"))
             return
         try:
@@ -450,6 +474,12 @@ def _checked_text(what: str, text: Any) -> str | None:
     if not storable:
         raise InvalidSubmission(f"{what} must be a text of 1 to 255 characters, without NUL, not {text!r:.80}.")
     return text
+
+
+def is_sent_plainly(task) -> bool:
+    """Whether nothing but Celery's own code runs when a task is sent: no `apply_async` of its class, nor around it."""
+    function = inspect.getattr_static(type(task), "apply_async")
+    return function.__module__ == Task.__module__ and not hasattr(function, "__wrapped__")
 
 
 def may_have_steps(record: TaskRecord) -> bool:

@@ -150,12 +150,9 @@ class Publisher:
     def _announce_late(self, records: Sequence[TaskRecord]) -> None:
         """Of what was made within a transaction of ours, where no project's code is to run."""
         for record in records:
-            if not record.is_announced:
-                record.is_announced, made = True, record.options
-                if has_handlers():
-                    self.announce(record)
-                if record.options != made:
-                    type(record).objects.filter(task_id=record.task_id, gen=record.gen).update(options=record.options)
+            if not record.is_announced and self.app.announce_late(record):
+                row = type(record).objects.filter(task_id=record.task_id, gen=record.gen)
+                row.update(args=record.args, kwargs=record.kwargs, options=record.options)
 
     def _try_to_publish(self, records: Sequence[TaskRecord]) -> bool:
         self._announce_late(records)

@@ -296,4 +296,4 @@ def one_at_once(self, tag: str, failures: int = 0):
         raise self.retry(countdown=0.5)
 
 
-from tests.sample import behaving, unchanged  # noqa: E402, F401
+from tests.sample import behaving, instrumented, unchanged  # noqa: E402, F401
