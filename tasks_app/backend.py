@@ -222,7 +222,11 @@ class RecordBackend(ChordBackend):
 
     def fail_unpublishable(self, record: TaskRecord, error: Exception) -> None:
         """End a task of which no message can be made."""
-        exc_type, reason = type(error).__name__, _cut(f"No message can be made of it: {error}")
+        self.fail_waiting(record, error, f"No message can be made of it: {error}")
+
+    def fail_waiting(self, record: TaskRecord, error: Exception, reason: str = "") -> None:
+        """End a task that no worker can take, and what waits for it."""
+        exc_type, reason = type(error).__name__, _cut(reason or str(error))
         with transaction.atomic():
             if TaskRecord.objects.mark_unpublishable(record, reason, exc_type):
                 self._follow(request_of(record), celery_states.FAILURE, error)

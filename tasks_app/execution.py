@@ -194,7 +194,7 @@ def _claim(request, max_lost: int, is_first: bool) -> int | None:
 
 def request_of(record: TaskRecord) -> Context:
     """A run's request as far as its record tells, for who has to end it without its worker."""
-    options = record.options
+    options = record.options if isinstance(record.options, dict) else {}  # anything, where it was written by SQL
     return Context(
         id=record.task_id,
         task=record.name,

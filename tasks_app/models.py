@@ -12,7 +12,7 @@ from django.db.models.functions import Now
 from django.utils import timezone
 from kombu.utils.json import JSONEncoder
 
-from tasks_app import states
+from tasks_app import messages, states
 from tasks_app.exceptions import InvalidSubmission
 from tasks_app.moves import INSERTED, PUBLISH_GRACE, TaskQuerySet
 
@@ -117,6 +117,9 @@ class TaskRecord(models.Model):
     #: Runs that were lost with their worker, and the number of them at which it has failed (1: it is not repeated).
     lost_count = models.PositiveSmallIntegerField(default=0, db_default=0)
     max_lost = models.PositiveSmallIntegerField(default=1, db_default=1)
+    #: Messages since its last run that a worker could not take, and that were lost on their way (see maintenance.py).
+    refused = models.PositiveSmallIntegerField(default=0, db_default=0)
+    missed = models.PositiveSmallIntegerField(default=0, db_default=0)
     #: When its run was asked to stop, and the signal by which its worker shall see to it, if any.
     cancel_at = models.DateTimeField(null=True)
     cancel_signal = models.CharField(max_length=16, default="", db_default="", blank=True)
@@ -271,6 +274,7 @@ class TaskRecord(models.Model):
             self.expires = next_run.expires or self.expires  # a run does not know it: messages carry none
         if "scheduled_for" in (self.options.get("headers") or {}):  # of a schedule's run it is the time to start by
             self.expires = None
+        self.refused = self.missed = 0
         due_at = next_run.publish_at if next_run is not None else None
         self.publish_at = due_at or timezone.now() + timedelta(seconds=publish_in)
         self.published_at = self.lease_until = self.slot_at = None
@@ -285,7 +289,9 @@ class TaskRecord(models.Model):
                 f"{self.name}: arguments of {len(args) + len(kwargs):,} bytes as JSON, {ARGS_MAX:,} are allowed "
                 "(TASK_ARGS_MAX_BYTES). Pass a reference to the data: a key, a path, an address."
             )
-        return (args, kwargs, dump_json(self.options), *_PLAIN(self))
+        options = dump_json(self.options)
+        messages.check_texts(args, kwargs, options, compressed="compression" in self.options)
+        return (args, kwargs, options, *_PLAIN(self))
 
 
 _PLAIN = attrgetter(*list(INSERTED)[3:])

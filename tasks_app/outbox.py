@@ -25,9 +25,10 @@ from django.db import connection, transaction
 from django.utils import timezone
 from django.utils.dateparse import parse_datetime
 from kombu.exceptions import EncodeError
+from kombu.serialization import prepare_accept_content
 from kombu.utils.uuid import uuid
 
-from tasks_app import transport
+from tasks_app import messages, transport
 from tasks_app.exceptions import DuplicateTask, InvalidSubmission, NotUnique
 from tasks_app.notify import DUE_CHANNEL, notify
 from tasks_app.publishing import GEN_HEADER, Publisher
@@ -106,6 +107,8 @@ class RecordingCelery(Celery):
     # A look into Celery's configuration costs 19 µs.
     _default_priority = cached_property(lambda self: self.conf.task_default_priority)
     _inherits_priority = cached_property(lambda self: self.conf.task_inherit_parent_priority)
+    #: The content types that workers accept.
+    accepts = cached_property(lambda self: frozenset(prepare_accept_content(self.conf.accept_content)))
 
     def send_task(
         self, name, args=None, kwargs=None, *, producer=None, publisher=None, connection=None, router=None,
@@ -172,6 +175,7 @@ class RecordingCelery(Celery):
         )
         headers = _own_headers(options.pop("headers", None))
         record.options = _given(options) | ({"headers": headers} if headers else {})
+        messages.check_record(record, self.accepts)
         record.publish_at = record.eta if record.eta and record.eta > timezone.now() else None
         if task is not None:
             self._apply_task_options(record, task)
@@ -200,6 +204,7 @@ class RecordingCelery(Celery):
         other = record.sibling(task_id)
         other.args, other.kwargs = _checked_arguments(record.name, args, kwargs)
         other.root_id, other.options = task_id, record.options | {"headers": _own_headers(headers)}
+        messages.check_headers(other.options["headers"])
         other.eta, other.expires = _moment("eta", eta), _moment("expires", expires)
         other.publish_at = other.eta if other.eta and other.eta > timezone.now() else None
         if record.unique_key or record.limit_key:
@@ -325,7 +330,8 @@ _UNSTORABLE = re.compile("[\x00\ud800-\udfff]")
 
 
 def _given(options: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in options.items() if value is not None and value != []}
+    ours = messages.OF_PUBLISHING
+    return {key: value for key, value in options.items() if value is not None and value != [] and key not in ours}
 
 
 def _own_headers(headers: Mapping[str, Any] | None) -> dict[str, Any]:

@@ -26,6 +26,8 @@ from kombu.common import maybe_declare
 from kombu.exceptions import BatchPublishError, OperationalError
 from kombu.utils.functional import maybe_list
 
+from tasks_app.messages import serializer_of
+
 if TYPE_CHECKING:
     from celery import Celery
 
@@ -44,7 +46,7 @@ _held: ContextVar[list[TaskRecord] | None] = ContextVar("held", default=None)
 #: Options that are part of the message; the others tell how to send it.
 _IN_MESSAGE = (
     "group_index", "chord", "time_limit", "soft_time_limit", "shadow", "chain", "ignore_result",
-    "replaced_task_nesting",
+    "replaced_task_nesting", "argsrepr", "kwargsrepr",
 )  # fmt: skip
 
 
@@ -177,6 +179,9 @@ class Publisher:
     def _split_options(self, options: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
         """Options by what takes them: the function that makes a message, and the one that sends it."""
         sending = dict(options)
+        sending.pop("content_encoding", None)  # the body is encoded here: a content type says how, as a serializer does
+        if content_type := sending.pop("content_type", None):
+            sending["serializer"] = serializer_of(content_type)
         in_message = {name: sending.pop(name) for name in _IN_MESSAGE if name in sending}
         in_message.setdefault("ignore_result", None)  # as the task has it
         in_message |= sending | {
@@ -187,6 +192,7 @@ class Publisher:
             "create_sent_event": self._sends_event,
         }
         for stamp in sending.pop("stamped_headers", ()):
+            in_message.setdefault(stamp, None)  # one without a value is not kept
             sending.pop(stamp, None)
         return in_message, sending
 
@@ -194,6 +200,10 @@ class Publisher:
         self, producer, record: TaskRecord, headers: Any, in_message: dict[str, Any], sending: dict[str, Any]
     ) -> None:
         amqp = self.app.amqp
+        shown = {
+            "argsrepr": _shown(record.args, amqp.argsrepr_maxsize) if record.args else "()",
+            "kwargsrepr": saferepr(record.kwargs, amqp.kwargsrepr_maxsize) if record.kwargs else "{}",
+        }
         message = amqp.create_task_message(
             record.task_id,
             record.name,
@@ -203,9 +213,7 @@ class Publisher:
             retries=record.retries,
             root_id=record.root_id,
             parent_id=record.parent_id,
-            argsrepr=_shown(record.args, amqp.argsrepr_maxsize) if record.args else "()",
-            kwargsrepr=saferepr(record.kwargs, amqp.kwargsrepr_maxsize) if record.kwargs else "{}",
-            **in_message,  # no eta and no expires: they wait in Postgres, and are judged by its clock
+            **shown | in_message,  # no eta and no expires: they wait in Postgres, and are judged by its clock
         )
         message.headers[GEN_HEADER] = record.gen
         if "exchange" not in sending:
