@@ -172,7 +172,7 @@ invariant(
 invariant(
     "messages are taken",
     "A worker can take each message that it is given; what none takes has failed soon after.",
-    "Mend what the reason names, on the task's page too, and run it again. If only some workers refuse it, update those.",
+    "Mend what the reason names. Where only some of the workers refuse it, update those.",
     f"""
     SELECT format('%%s, refused %%s times: %%s', task_id, refused, left(exc_message, 300)) FROM {_TASKS}
     WHERE state IN ('PENDING', 'RETRY') AND refused > 0

@@ -90,11 +90,9 @@ def note_refused(task_id: str, gen: int, reason: str) -> None:
     """Let a message that a worker could not take be published again, a few times; then its task has failed."""
     if TaskRecord.objects.mark_refused(task_id, gen, reason, MOST_REFUSED):
         return
+    times = f"No worker could take its message, {MOST_REFUSED} times"
     with brief_transaction():
-        _fail_waiting(
-            [(task_id, gen)],
-            f"No worker could take its message, {MOST_REFUSED} times: {reason}. Mend what that names, and run it again.",
-        )
+        _fail_waiting([(task_id, gen)], f"{times}: {reason}. Mend what that names, and run it again.")
 
 
 def _fail_waiting(sent: Collection[tuple[str, int]], reason: str) -> int:
@@ -169,9 +167,9 @@ class Census:
     """Publishes again what the broker has lost: what was published, and is neither in its queues nor with a worker.
 
     Seen so twice, since a message may be on its way to a worker just then. A mistake is harmless: the message carries a
-    new gen, and the old one is dropped. What is lost again and again has something that ends whoever takes it, or goes
-    where nobody takes it: it has failed in the end. Each look goes on where the last one ended, so that what waits for long in one
-    queue does not hide what was lost from another.
+    new gen, and the old one is dropped. Each look goes on where the last one ended, so that what waits for long in one
+    queue does not hide what was lost from another. What is lost again and again, as the message of a task that ends
+    whoever takes it, has failed in the end.
     """
 
     def __init__(self):

@@ -80,7 +80,7 @@ def check_row(record: "TaskRecord", accepts: frozenset[str]) -> None:
     check_record(record, accepts)
     options = record.options
     if any(isinstance(each, _NESTED) for part in (args, kwargs.values(), options.values()) for each in part):
-        check_texts(*map(_encode, (args, kwargs, options)), compressed=bool(options.get("compression")))
+        check_texts(_encode(args), _encode(kwargs), _encode(options), compressed="compression" in options)
     elif "__type__" in kwargs:
         check_texts("[]", _encode(kwargs))
 
@@ -108,7 +108,7 @@ def check_options(options: Mapping[str, Any], accepts: frozenset[str]) -> None:
             continue
         if (rule := _RULES.get(name)) is not None:
             _require(name, value, *rule)
-        elif value.__class__ not in _SCALARS and name not in _FOLLOWING:
+        elif value.__class__ not in _SCALARS and name not in _CHECKED_APART:
             _check_depth(name, value)
     check_headers(options.get("headers"))
     _check_format(options, accepts)
@@ -272,6 +272,8 @@ _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
 }
 #: Options that hold signatures: of what follows from the task's end.
 _FOLLOWING = {"link", "link_error", "chain", "chord"}
+_SHAPES = {"chord": (dict, "a signature"), "chain": (list | tuple, "a list of signatures")}
+_CHECKED_APART = _FOLLOWING | {"headers"}
 #: By content type, what makes an unpacker that stops at a length. (Python's own zstd has the interface of the others.)
 _UNPACKERS: dict[str, Callable[[], Any]] = {
     "application/x-gzip": zlib.decompressobj,
@@ -337,14 +339,14 @@ def _check_format(options: Mapping[str, Any], accepts: frozenset[str]) -> None:
 
 @lru_cache
 def _try_serializer(field: str, name: str, accepts: frozenset[str]) -> None:
-    known = ", ".join(sorted(registry.type_to_name.get(each, each) for each in accepts))
-    if name not in registry._encoders or registry.name_to_type[name] not in accepts:
-        raise InvalidSubmission(f"{field}: workers do not accept {name!r:.80} (accept_content). Take one of: {known}.")
+    known = "Take one of: " + ", ".join(sorted(registry.type_to_name.get(each, each) for each in accepts))
+    if registry.name_to_type.get(name) not in accepts:
+        raise InvalidSubmission(f"{field}: workers do not accept {name!r:.80} (accept_content). {known}.")
     try:
         content_type, encoding, body = registry.dumps(([], {}, {}), name)
         registry.loads(body, content_type, encoding, accept=accepts)
-    except Exception as error:
-        raise InvalidSubmission(f"{field}: {name} does not work here: {error}. Take one of: {known}.") from error
+    except Exception as error:  # that of a library which is not there, or of a project's own format
+        raise InvalidSubmission(f"{field}: {name} does not work here: {error}. {known}.") from error
 
 
 @lru_cache
@@ -360,17 +362,17 @@ def _try_compression(method: str) -> None:
 
 
 def _check_stamps(names: Collection[str]) -> None:
-    if taken := sorted((_NOT_OPTIONS | _RULES.keys() | _FOLLOWING | {"headers", "__type__"}).intersection(names)):
+    if taken := sorted((_NOT_OPTIONS | _RULES.keys() | _CHECKED_APART | {"__type__"}).intersection(names)):
         raise InvalidSubmission(f"stamped_headers: {', '.join(taken)} means something else. Use another name.")
 
 
 def _check_following(name: str, value: Any, accepts: frozenset[str]) -> None:
     if value is None:
         return
-    several = [value] if isinstance(value, dict) else value
-    if not isinstance(several, list | tuple) or (name == "chord" and several is value):
-        raise _wrong(name, value, "a signature" if name == "chord" else "a signature, or a list of them")
-    for each in several:
+    kind, what = _SHAPES.get(name, (dict | list | tuple, "a signature, or a list of them"))
+    if not isinstance(value, kind):
+        raise _wrong(name, value, what)
+    for each in [value] if isinstance(value, dict) else value:
         _check_signature(name, each, accepts)
 
 

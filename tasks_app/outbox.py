@@ -153,6 +153,7 @@ class RecordingCelery(Celery):
         request = parent.request if parent else None
         if request and options.get("priority") is None and self._inherits_priority:
             options["priority"] = (request.delivery_info or {}).get("priority")
+        options["headers"] = _own_headers(options.get("headers"))
         options = self.amqp.router.route(dict(options), route_name or name, args, kwargs, task)
         queue, exchange, key = (options.pop(part, None) for part in ("queue", "exchange", "routing_key"))
         if queue is None and exchange and key:
@@ -173,7 +174,7 @@ class RecordingCelery(Celery):
             eta=_moment("countdown", countdown) if eta is None else _moment("eta", eta),
             expires=_moment("expires", options.pop("expires", None)),
         )
-        headers = _own_headers(options.pop("headers", None))
+        headers = _own_headers(options.pop("headers", None))  # a route's too
         record.options = _given(options) | ({"headers": headers} if headers else {})
         messages.check_record(record, self.accepts)
         record.publish_at = record.eta if record.eta and record.eta > timezone.now() else None
@@ -335,7 +336,10 @@ def _given(options: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _own_headers(headers: Mapping[str, Any] | None) -> dict[str, Any]:
-    return {key: value for key, value in (headers or {}).items() if key != GEN_HEADER}
+    headers = headers or {}
+    if not isinstance(headers, Mapping):
+        messages.check_headers(headers)  # says what is wrong
+    return {key: value for key, value in headers.items() if key != GEN_HEADER}
 
 
 def _checked_arguments(name, args, kwargs) -> tuple[Sequence, Mapping]:

@@ -75,8 +75,8 @@ class Message(virtual.Message):
                 _check_depth(body, DEEPEST_BODY)
             _check_body(body, self.headers)
         except Exception as error:
-            self.flaw = _malformed(error)
-            raise self.flaw from error
+            self.flaw = flaw = _malformed(error)
+            raise flaw from error
         return body
 
 
