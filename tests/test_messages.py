@@ -7,6 +7,7 @@ import random
 import zlib
 from datetime import UTC, date, datetime, time, timedelta
 from decimal import Decimal
+from functools import cache
 from types import SimpleNamespace
 from uuid import UUID, uuid4
 
@@ -56,13 +57,17 @@ def submitted(args=(), kwargs=None, **options) -> TaskRecord:
     return as_read(app.build_record("sample.echo", args, kwargs, queue=QUEUE, task_type=echo, **options))
 
 
+@cache
+def broker():
+    return app.connection_for_write().default_channel, Redis.from_url(settings.CELERY_BROKER_URL)
+
+
 def taken(record: TaskRecord) -> Context:
     """The request that a worker's pool child has of its message: by the code that the worker runs, up to its body."""
     app.publish([record])
-    with app.connection_for_write() as connection, Redis.from_url(settings.CELERY_BROKER_URL) as redis:
-        channel = connection.default_channel
-        (item,) = [item for step in channel.priority_steps if (item := redis.rpop(channel._q_for_pri(QUEUE, step)))]
-        message = Message(loads(item), channel=channel)
+    channel, redis = broker()
+    (item,) = [item for step in channel.priority_steps if (item := redis.rpop(channel._q_for_pri(QUEUE, step)))]
+    message = Message(loads(item), channel=channel)
     message.accept = app.accepts
     request = Request(message, app=app, task=echo)
     body = request.body, request.content_type, request.content_encoding
@@ -400,8 +405,8 @@ def test_odd_values_in_arguments_are_refused_or_decoded_by_a_worker():
 @pytest.mark.parametrize("seed", range(4))
 def test_mixtures_of_odd_values_are_refused_or_decoded_by_a_worker(seed):
     chance = random.Random(seed)
-    outcomes = [passes_or_is_refused(odd_call(chance)) for _ in range(150)]
-    assert 10 < sum(outcomes) < 140, "neither everything nor nothing"
+    outcomes = [passes_or_is_refused(odd_call(chance)) for _ in range(80)]
+    assert 8 < sum(outcomes) < 72, "neither everything nor nothing"
 
 
 # Rows that anybody may have written

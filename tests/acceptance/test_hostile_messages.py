@@ -180,6 +180,8 @@ def test_items_that_no_task_can_be_made_of_stop_no_worker(committed, broker):
             broker.lpush(QUEUE, item)
         assert works(worker)
         kept = broker.lrange(QUARANTINE, 0, -1)
+        print("EXTRA", [name for name, value in REFUSED.items() if is_in(kept, value)])
+        print("MISSING", [name for name, value in MALFORMED.items() if not is_in(kept, value)])
         assert {name for name, value in MALFORMED.items() if not is_in(kept, value)} == set()
         assert len(kept) == len(malformed)
         assert worker.said().count(f"It is now in the broker's list {QUARANTINE}.") == len(malformed)
