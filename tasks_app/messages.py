@@ -11,6 +11,7 @@ import json
 import lzma
 import zlib
 from collections.abc import Callable, Collection, Iterable, Mapping
+from datetime import UTC, datetime
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
@@ -31,6 +32,8 @@ DEEPEST, DEEPEST_HEADER = 200, 40
 #: Characters of all headers together, and of any other text that a worker reads before the arguments.
 LONGEST_HEADER = 65_536
 
+#: Between which times lie that a record can hold, in any zone.
+TIMES = datetime(1, 1, 3, tzinfo=UTC), datetime(9999, 12, 30, tzinfo=UTC)
 #: Options that tell how to publish here and now, which the console does not: they are neither checked nor kept.
 OF_PUBLISHING = frozenset({"declare", "retry", "retry_policy", "timeout", "confirm_timeout", "event_dispatcher"})
 #: Headers by which a worker knows a task. (Celery's protocol 2; what kombu adds; the console's own.)
@@ -61,6 +64,8 @@ def check_record(record: "TaskRecord", accepts: frozenset[str]) -> None:
         _require(field, getattr(record, field), is_id, _AN_ID)
     for field in ("parent_id", "group_id"):
         _require(field, getattr(record, field), _or_none(is_id), _AN_ID)
+    for field in ("eta", "expires"):
+        _require(field, getattr(record, field), _is_time, "a time between the years 1 and 9999")
     _require("retries", record.retries, is_count, _A_COUNT)
     options = record.options
     if not isinstance(options, Mapping):
@@ -238,6 +243,10 @@ def _most(setting: str) -> int:
 
 def _or_none(fits: Callable[[Any], bool]) -> Callable[[Any], bool]:
     return lambda value: value is None or fits(value)
+
+
+def _is_time(value: datetime | None) -> bool:
+    return value is None or TIMES[0] <= value <= TIMES[1]
 
 
 def _is_header_text(value: Any) -> bool:

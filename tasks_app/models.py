@@ -8,7 +8,8 @@ from typing import Any
 from django.conf import settings
 from django.db import models
 from django.db.models.base import ModelState
-from django.db.models.functions import Now
+from django.db.models.functions import Greatest, Least, Now
+from django.db.models.lookups import GreaterThanOrEqual, LessThanOrEqual
 from django.utils import timezone
 from kombu.utils.json import JSONEncoder
 
@@ -33,6 +34,13 @@ PHASES = {
     "ignored": models.Q(state=states.IGNORED),
     "rejected": models.Q(state=states.REJECTED),
 }
+_TIMES = (
+    "eta", "expires", "created_at", "publish_at", "published_at", "started_at", "finished_at", "lease_until",
+    "cancel_at", "unique_until", "parked_at", "slot_at",
+)  # fmt: skip
+_READABLE = models.Q(
+    GreaterThanOrEqual(Least(*_TIMES), messages.TIMES[0]), LessThanOrEqual(Greatest(*_TIMES), messages.TIMES[1])
+)
 _NOT_ROOT = ~models.Q(root_id=models.F("task_id"))
 _PHASE_OF_STATE = dict(zip(states.ALL_STATES, ("queued", "running", "retrying", *list(PHASES)[5:]), strict=True))
 
@@ -201,6 +209,8 @@ class TaskRecord(models.Model):
             models.UniqueConstraint(
                 fields=["unique_key"], name="task_unique_for_a_time", condition=models.Q(unique_until__isnull=False)
             ),
+            # Postgres has times that Python has not, 'infinity' the first: a row with one could not be read any more.
+            models.CheckConstraint(name="task_times_readable", condition=_READABLE),
             models.CheckConstraint(name="task_state_known", condition=models.Q(state__in=states.ALL_STATES)),
             models.CheckConstraint(
                 name="task_finished_when_ready",

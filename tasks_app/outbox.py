@@ -50,13 +50,11 @@ class Successors:
         self.chords: list[ChordCounter] = []
 
     def add(self, record: TaskRecord) -> None:
-        from tasks_app.models import dump_json
-
+        record.is_successor = True
         try:
-            dump_json((record.args, record.kwargs))
+            record.inserted_values()
         except InvalidSubmission as error:  # the word that Celery knows: the run fails, with this as its reason
             raise EncodeError(f"Its result cannot be handed on to {record.name}: {error}") from error
-        record.is_successor = True
         self.records.append(record)
 
 
@@ -108,7 +106,7 @@ class RecordingCelery(Celery):
     _default_priority = cached_property(lambda self: self.conf.task_default_priority)
     _inherits_priority = cached_property(lambda self: self.conf.task_inherit_parent_priority)
     #: The content types that workers accept.
-    accepts = cached_property(lambda self: frozenset(prepare_accept_content(self.conf.accept_content)))
+    accepts = cached_property(lambda self: frozenset(prepare_accept_content(self.conf.accept_content or ["json"])))
 
     def send_task(
         self, name, args=None, kwargs=None, *, producer=None, publisher=None, connection=None, router=None,

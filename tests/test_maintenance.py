@@ -5,7 +5,7 @@ from datetime import timedelta
 
 import pytest
 from celery import current_app as app
-from django.db import connection, transaction
+from django.db import IntegrityError, connection, transaction
 from django.utils import timezone
 from kombu.exceptions import OperationalError
 
@@ -327,6 +327,18 @@ NONSENSE = [
     ("options", '{"link": 5, "chord": "x", "chain": 7, "link_error": "y"}', "must be"),
     ("name", "", "name must be a text"),
 ]
+
+
+@pytest.mark.django_db
+@pytest.mark.parametrize("value", ["infinity", "-infinity", "10000-01-01", "0001-01-01 BC"])
+@pytest.mark.parametrize("column", ["publish_at", "eta", "expires", "created_at", "published_at", "lease_until"])
+def test_a_time_that_could_not_be_read_keeps_no_relay_from_the_others(published, column, value):
+    insert("bad")
+    insert("good")
+    update = f"UPDATE tasks_app_taskrecord SET {column} = %s WHERE task_id = 'bad'"
+    with pytest.raises(IntegrityError), transaction.atomic(), connection.cursor() as cursor:
+        cursor.execute(update, [value])
+    assert maintenance.publish_due() == 2
 
 
 @pytest.mark.django_db

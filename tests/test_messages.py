@@ -5,7 +5,7 @@ import json
 import math
 import random
 import zlib
-from datetime import UTC, date, datetime, time, timedelta
+from datetime import UTC, date, datetime, time, timedelta, timezone
 from decimal import Decimal
 from functools import cache
 from types import SimpleNamespace
@@ -165,6 +165,8 @@ REFUSED = {
     "compression": ({"compression": "nothing"}, "compression: there is none named 'nothing'"),
     "compression a number": ({"compression": 7}, "compression must be a name"),
     "compression by header": ({"headers": {"compression": "application/x-gzip"}}, "headers: compression is set by"),
+    "eta in the year 10000": ({"eta": "9999-12-31T23:00:00-12:00"}, "eta must be a time between the years 1 and 9999"),
+    "expires in the year 0": ({"expires": datetime(1, 1, 1, tzinfo=timezone(timedelta(hours=5)))}, "expires must be"),
     "time limit a text": ({"time_limit": "5"}, "time_limit must be a number of seconds"),
     "time limit true": ({"time_limit": True}, "time_limit must be"),
     "time limit NaN": ({"soft_time_limit": math.nan}, "soft_time_limit must be"),
