@@ -73,6 +73,7 @@ def taken(record: TaskRecord) -> Context:
     body = request.body, request.content_type, request.content_encoding
     args, kwargs, embed = serialization.loads(*body, accept=app.accepts)
     context = Context(request.request_dict | embed, args=args, kwargs=kwargs)
+    context.content_type = request.content_type
     assert (context.id, context.task, getattr(context, GEN_HEADER)) == (record.task_id, record.name, record.gen)
     return context
 
@@ -307,7 +308,8 @@ def own_format(monkeypatch):
 
 def test_a_serializer_that_workers_accept_is_tried_and_arrives(own_format):
     for options in ({"serializer": "own"}, {"content_type": "x/own"}):
-        assert taken(submitted(["x", {"a": [None, 1.5]}], **options)).args == ["x", {"a": [None, 1.5]}]
+        context = taken(submitted(["x", {"a": [None, 1.5]}], **options))
+        assert (context.content_type, context.args) == ("x/own", ["x", {"a": [None, 1.5]}])
 
 
 def test_one_that_workers_accept_and_that_does_not_work_here_is_refused(own_format, monkeypatch):

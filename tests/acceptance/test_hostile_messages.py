@@ -89,6 +89,7 @@ MALFORMED = {
     "delivery_info a list": message(properties={"delivery_info": []}),
     "priority infinite": message(properties={"priority": float("inf")}),
     "base64 broken": message("abc"),
+    "body a surrogate": message("\ud800", properties={"body_encoding": ABSENT}),
     "body null": message(parts={"body": None}),
     "body a number": message(parts={"body": 7}),
     "body an object": message(parts={"body": {"task": "sample.noop", "id": "x"}}),
