@@ -168,6 +168,8 @@ WORKER_SHUTDOWN_GRACE = env.float("WORKER_SHUTDOWN_GRACE", 25)
 #: Bytes, as JSON: more arguments are refused, more of a result is cut.
 TASK_ARGS_MAX_BYTES = env.int("TASK_ARGS_MAX_BYTES", 1_048_576)
 TASK_RESULT_MAX_BYTES = env.int("TASK_RESULT_MAX_BYTES", 1_048_576)
+#: Whether what another producer sent, under an id that has no record, gets one and runs.
+TASK_ADOPT_UNKNOWN = env.bool("TASK_ADOPT_UNKNOWN", True)
 
 # Schedules
 #: Runs of a schedule that its ledger keeps; of more missed times the earlier ones get no row.

@@ -150,8 +150,8 @@ class RecordBackend(ChordBackend):
 
     def process_cleanup(self):
         """Let go of what a failed body held: its frames would live on, in a cycle through Celery's own."""
-        if self._raised is not None:
-            self._raised.__traceback__ = self._raised = None
+        if (raised := self._raised) is not None:
+            raised.__traceback__ = self._raised = None
         super().process_cleanup()
 
     def exception_to_python(self, exc):
@@ -325,14 +325,16 @@ class RecordBackend(ChordBackend):
             self._follow(request, celery_states.REVOKED, error)
             return
         self._follow(request, celery_states.FAILURE, error)
-        here, sent = self._errbacks_of(request)
-        self.app.submit_successors(sent, revoked=False)
-        if here:
-            transaction.on_commit(partial(aside, partial(_call_errbacks, here, request, error, None)))
+        if request.errbacks:
+            transaction.on_commit(partial(aside, partial(self._call_task_errbacks, request, error, None)))
 
     def fail_unpublishable(self, record: TaskRecord, error: Exception) -> None:
         """End a task of which no message can be made."""
-        exc_type, reason = type(error).__name__, _cut(f"No message can be made of it: {error}")
+        self.fail_waiting(record, error, f"No message can be made of it: {error}")
+
+    def fail_waiting(self, record: TaskRecord, error: Exception, reason: str = "") -> None:
+        """End a task that no worker can take, and what waits for it."""
+        exc_type, reason = type(error).__name__, _cut(reason or str(error))
         with transaction.atomic():
             if TaskRecord.objects.mark_unpublishable(record, reason, exc_type):
                 self.follow_end_of(record, error)

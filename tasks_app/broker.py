@@ -6,19 +6,23 @@ comes back empty. Postgres knows what was published and not claimed; this module
 All functions but `is_readable` raise kombu's OperationalError where the broker does not answer.
 """
 
-import json
+import logging
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from typing import Any
 from uuid import uuid4
 
 from celery import current_app
-from kombu.transport.redis import Channel
+from kombu.exceptions import OperationalError
+from kombu.utils.json import dumps
 from redis import Redis
 
 from tasks_app.models import TaskRecord
-from tasks_app.transport import is_id
+from tasks_app.transport import Channel, sent_in
+
+logger = logging.getLogger(__name__)
 
 #: Key whose absence says that the broker came back empty.
 EPOCH = "taskconsole.epoch"
@@ -87,6 +91,22 @@ def set_epoch() -> None:
         redis.set(channel.global_keyprefix + EPOCH, str(uuid4()), nx=True)
 
 
+def quarantine(payload: Mapping[str, Any], reason: str) -> None:
+    """Keep a message that is not to run, as it was, in the broker's quarantine; say so in the log. Raises nothing.
+
+    `payload`: a dict of its headers, its body and whatever else is known of it. A broker that does not speak the Redis
+    protocol has no such list: there the log is all.
+    """
+    where = "not kept"
+    try:
+        if is_readable():
+            with _asked() as (channel, _):
+                where = f"now in the broker's list {channel.keep(dumps(payload))}"
+    except (OperationalError, TypeError, ValueError, RecursionError) as error:
+        where = f"not kept: {error}"
+    logger.error("A message was refused: %.500s. It is %s.", reason, where)
+
+
 @contextmanager
 def _asked() -> Iterator[tuple[Channel, Redis]]:
     """A channel, which knows the keys' names, and a plain client: kombu's own puts a prefix to some commands only."""
@@ -110,17 +130,7 @@ def _oldest(redis: Redis, key: str, count: int) -> Iterator[Sent]:
     """
     for distance in range(count, 0, -PAGE):
         for item in redis.lrange(key, -distance, -max(distance - PAGE, 0) - 1):
-            yield from _sent(item)
-
-
-def _sent(item: bytes | str) -> list[Sent]:
-    """The message in an item; none where it is not one of a task. Anybody may have put anything there."""
-    try:
-        headers = json.loads(item)["headers"]
-        task_id, gen = headers["id"], headers.get("gen") or 1
-    except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
-        return []
-    return [(task_id, gen)] if is_id(task_id) and isinstance(gen, int) else []
+            yield from sent_in(item)
 
 
 def _dated(messages: list[Sent]) -> datetime:

@@ -169,3 +169,21 @@ invariant(
     )
     """,
 )
+invariant(
+    "messages are taken",
+    "A worker can take each message that it is given; what none takes has failed soon after.",
+    "Mend what the reason names. Where only some of the workers refuse it, update those.",
+    f"""
+    SELECT format('%%s, refused %%s times: %%s', task_id, refused, left(exc_message, 300)) FROM {_TASKS}
+    WHERE state IN ('PENDING', 'RETRY') AND refused > 0
+    """,
+)
+invariant(
+    "messages arrive",
+    "What is published reaches a worker that starts it, and is not lost time and again.",
+    "Look into the workers' logs for what ends them, and whether the broker keeps what it is given.",
+    f"""
+    SELECT format('%%s, on %%s, lost %%s times', task_id, queue, missed) FROM {_TASKS}
+    WHERE state IN ('PENDING', 'RETRY') AND missed > 1
+    """,
+)

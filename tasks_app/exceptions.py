@@ -5,7 +5,8 @@ TaskConsoleError
 ├── TaskNotFound       no task was ever recorded under this id
 ├── DuplicateTask      a task with this id is recorded already
 │   └── NotUnique      a task that is to be there once is there already; `task_id` is its id
-└── InvalidSubmission  arguments or options that could never run; nothing was recorded
+├── InvalidSubmission  arguments or options that could never run; nothing was recorded
+└── MessageRefused     how a task ends whose message no worker takes, or none has ever got
 """
 
 
@@ -35,4 +36,8 @@ class NotUnique(DuplicateTask):
 
 
 class InvalidSubmission(TaskConsoleError, ValueError):
+    pass
+
+
+class MessageRefused(TaskConsoleError):
     pass

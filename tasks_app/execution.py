@@ -23,7 +23,7 @@ from django.db import InterfaceError, OperationalError, connection, connections,
 from kombu.utils.functional import maybe_list
 from kombu.utils.json import loads
 
-from tasks_app import states
+from tasks_app import broker, messages, states
 from tasks_app.exceptions import InvalidSubmission
 from tasks_app.models import TaskRecord, dump_json
 from tasks_app.moves import MAX_LOST, Run
@@ -84,7 +84,7 @@ def replace_run(task, successors: Successors) -> None:
 
 def _go_by_record(run: Run, request, args: list, kwargs: dict) -> None:
     if _is_other(run.args, args) or _is_other(run.kwargs, kwargs):
-        logger.error("The message of task %s has other arguments than its record, which is what runs.", request.id)
+        broker.quarantine(_message_of(request), "it has other arguments than its record, which is what runs")
         args[:] = loads(run.args)
         kwargs.clear()
         kwargs.update(loads(run.kwargs))
@@ -176,17 +176,29 @@ def _claim_when_possible(request, name: str, max_lost: int) -> Run | None:
 def _claim(request, name: str, max_lost: int, is_first: bool) -> Run | None:
     who = request.id, gen_of(request), request.hostname, os.getpid()
     run = TaskRecord.objects.claim(*who, max_lost, name)
-    if run is None and not TaskRecord.objects.filter(task_id=request.id).exists():
+    record = None if run else TaskRecord.objects.filter(task_id=request.id).first()
+    if run is None and record is None:
+        if reason := messages.may_adopt(request):
+            broker.quarantine(_message_of(request), reason)
+            return None
         TaskRecord.objects.adopt(foreign_record(request))
         run = TaskRecord.objects.claim(*who, max_lost, name)
+    elif record and record.name != name and record.is_waiting and record.gen == gen_of(request):
+        broker.quarantine(_message_of(request), f"it is for {name}, and its record for {record.name}, which waits on")
     if run is None and not is_first and not _in_main_process():  # whose threads share one pid
         run = TaskRecord.objects.claimed(*who)  # it was done, and the answer was lost
     return run
 
 
+def _message_of(request) -> dict[str, Any]:
+    """What a message said, as far as its run knows."""
+    names = ("id", "task", GEN_HEADER, "args", "kwargs", "callbacks", "errbacks", "chain", "chord", "eta", "headers")
+    return {name: getattr(request, name, None) for name in names}
+
+
 def request_of(record: TaskRecord) -> Context:
     """A run's request as far as its record tells, for who has to end it without its worker."""
-    options = record.options
+    options = record.options if isinstance(record.options, dict) else {}  # anything, where it was written by SQL
     return Context(
         id=record.task_id,
         task=record.name,

@@ -5,6 +5,7 @@ import os
 import socket
 import threading
 import time
+from collections.abc import Collection
 from datetime import datetime, timedelta
 
 from celery import current_app
@@ -16,8 +17,9 @@ from django.utils import timezone
 from django_celery_results.models import ChordCounter
 from kombu.exceptions import OperationalError
 
-from tasks_app import broker, limits
+from tasks_app import broker, limits, messages, transport
 from tasks_app.chords import INTERRUPTED_AFTER
+from tasks_app.exceptions import InvalidSubmission, MessageRefused
 from tasks_app.execution import aside, busy_threads
 from tasks_app.models import Duty, TaskRecord
 from tasks_app.moves import LEASE
@@ -35,6 +37,8 @@ CENSUS_PAUSE = max(CENSUS_GRACE / 6, LEASE / 2)
 CENSUS_ROWS = 5000
 #: Seconds until a message is tried again that the broker did not take.
 POSTPONED = 10
+#: Messages of one run that no worker could take, and that were lost on their way, at which its task has failed.
+MOST_REFUSED, MOST_MISSED = 3, 10
 
 
 def publish_due(limit: int = 500) -> int:
@@ -56,6 +60,7 @@ def _publish(records: list[TaskRecord]) -> list[TaskRecord]:
     A broker that fails a message, and answers otherwise, is not away: kombu knows no better what was wrong. That
     message is tried again later, and keeps nobody waiting.
     """
+    records = [record for record in records if _is_sound(record)]
     if not records:
         return []
     try:
@@ -72,6 +77,37 @@ def _publish(records: list[TaskRecord]) -> list[TaskRecord]:
             current_app.backend.fail_unpublishable(records[0], error)
         return []
     return records
+
+
+def _is_sound(record: TaskRecord) -> bool:
+    """Whether a worker could take its message; where not, as may be of a row that was written by SQL, it has failed."""
+    try:
+        messages.check_row(record, current_app.accepts)
+    except InvalidSubmission as error:
+        current_app.backend.fail_unpublishable(record, error)
+        return False
+    return True
+
+
+def note_refused(task_id: str, gen: int, reason: str) -> None:
+    """Let a message that a worker could not take be published again, a few times; then its task has failed."""
+    if TaskRecord.objects.mark_refused(task_id, gen, reason, MOST_REFUSED):
+        return
+    times = f"No worker could take its message, {MOST_REFUSED} times"
+    with brief_transaction():
+        _fail_waiting([(task_id, gen)], f"{times}: {reason}. Mend what that names, and run it again.")
+
+
+def _fail_waiting(sent: Collection[tuple[str, int]], reason: str) -> int:
+    """Fail those whose messages these are, and that still wait; how many that were."""
+    rows = TaskRecord.objects.waiting().filter(task_id__in=[task_id for task_id, _ in sent])
+    records = [record for record in rows.select_for_update() if (record.task_id, record.gen) in sent]
+    for record in records:
+        current_app.backend.fail_waiting(record, MessageRefused(reason))
+    return len(records)
+
+
+transport.on_refused = note_refused
 
 
 def expire_waiting(limit: int = 500) -> int:
@@ -145,7 +181,8 @@ class Census:
 
     Seen so twice, since a message may be on its way to a worker just then. A mistake is harmless: the message carries a
     new gen, and the old one is dropped. Each look goes on where the last one ended, so that what waits for long in one
-    queue does not hide what was lost from another.
+    queue does not hide what was lost from another. What is lost again and again, as the message of a task that ends
+    whoever takes it, has failed in the end.
     """
 
     def __init__(self):
@@ -153,7 +190,7 @@ class Census:
         self._seen_until: tuple[datetime, int] | None = None
 
     def look(self) -> int:
-        rows = TaskRecord.objects.unclaimed(CENSUS_GRACE).exclude(options__contains="exchange")  # not lists of ours
+        rows = TaskRecord.objects.unclaimed(CENSUS_GRACE)
         rows = rows.only("task_id", "gen", "queue", "priority", "published_at")
         page = list(self._after_the_last(rows)[:CENSUS_ROWS])
         self._seen_until = (page[-1].published_at, page[-1].pk) if len(page) == CENSUS_ROWS else None
@@ -162,13 +199,16 @@ class Census:
             self._missing = set()
             return 0
         held = broker.held({record.queue for record in records})
-        missing = {(record.task_id, record.gen) for record in records if not held.may_hold(record)}
+        missing = _of_our_lists({(record.task_id, record.gen) for record in records if not held.may_hold(record)})
         lost, self._missing = missing & self._missing, missing - self._missing
         if not lost:
             return 0
         with brief_transaction():
-            count = TaskRecord.objects.mark_handed_back(lost)
+            count = TaskRecord.objects.mark_missed(lost, MOST_MISSED)
+            given_up = _fail_waiting(lost, _MISSED) if count < len(lost) else 0
         logger.warning("%d messages had been lost by the broker or on their way: they are published again.", count)
+        if given_up:
+            logger.error("%d tasks have failed, since their messages were lost %d times.", given_up, MOST_MISSED)
         return count
 
     def _after_the_last(self, rows):
@@ -176,6 +216,19 @@ class Census:
             return rows
         at, pk = self._seen_until
         return rows.filter(Q(published_at__gt=at) | Q(published_at=at, pk__gt=pk))
+
+
+_MISSED = (
+    f"Its message was lost {MOST_MISSED} times before a worker could start it. Does it end whatever takes it? See the "
+    "workers' logs, and whether one consumes its queue, and run it again."
+)
+
+
+def _of_our_lists(sent: set[tuple[str, int]]) -> set[tuple[str, int]]:
+    """Without those that went to an exchange of their own, which need not lead to a list that can be read."""
+    rows = TaskRecord.objects.filter(task_id__in=[task_id for task_id, _ in sent]).values_list("task_id", "options")
+    elsewhere = {task_id for task_id, options in rows if isinstance(options, dict) and "exchange" in options}
+    return {(task_id, gen) for task_id, gen in sent if task_id not in elsewhere}
 
 
 class Rescuer:

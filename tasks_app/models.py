@@ -8,11 +8,12 @@ from typing import Any
 from django.conf import settings
 from django.db import DEFAULT_DB_ALIAS, models
 from django.db.models.base import ModelState
-from django.db.models.functions import Now
+from django.db.models.functions import Greatest, Least, Now
+from django.db.models.lookups import GreaterThanOrEqual, LessThanOrEqual
 from django.utils import timezone
 from kombu.utils.json import JSONEncoder
 
-from tasks_app import states
+from tasks_app import messages, states
 from tasks_app.exceptions import InvalidSubmission
 from tasks_app.moves import GIVEN, PUBLISH_GRACE, TaskQuerySet
 
@@ -33,6 +34,13 @@ PHASES = {
     "ignored": models.Q(state=states.IGNORED),
     "rejected": models.Q(state=states.REJECTED),
 }
+_TIMES = (
+    "eta", "expires", "created_at", "publish_at", "published_at", "started_at", "finished_at", "lease_until",
+    "cancel_at", "unique_until", "parked_at", "slot_at",
+)  # fmt: skip
+_READABLE = models.Q(
+    GreaterThanOrEqual(Least(*_TIMES), messages.TIMES[0]), LessThanOrEqual(Greatest(*_TIMES), messages.TIMES[1])
+)
 _NOT_ROOT = ~models.Q(root_id=models.F("task_id"))
 _PHASE_OF_STATE = dict(zip(states.ALL_STATES, ("queued", "running", "retrying", *list(PHASES)[5:]), strict=True))
 
@@ -130,6 +138,9 @@ class TaskRecord(models.Model):
     max_lost = models.PositiveSmallIntegerField(default=1, db_default=1)
     #: Whether its run repeats one that was lost, handed back or rejected: Celery's word for it in `delivery_info`.
     redelivered = models.BooleanField(default=False, db_default=False)
+    #: Messages since its last run that a worker could not take, and that were lost on their way (see maintenance.py).
+    refused = models.PositiveSmallIntegerField(default=0, db_default=0)
+    missed = models.PositiveSmallIntegerField(default=0, db_default=0)
     #: When its run was asked to stop, and the signal by which its worker shall see to it, if any.
     cancel_at = models.DateTimeField(null=True)
     cancel_signal = models.CharField(max_length=16, default="", db_default="", blank=True)
@@ -222,6 +233,8 @@ class TaskRecord(models.Model):
             models.UniqueConstraint(
                 fields=["unique_key"], name="task_unique_for_a_time", condition=models.Q(unique_until__isnull=False)
             ),
+            # Postgres has times that Python has not, 'infinity' the first: a row with one could not be read any more.
+            models.CheckConstraint(name="task_times_readable", condition=_READABLE),
             models.CheckConstraint(name="task_state_known", condition=models.Q(state__in=states.ALL_STATES)),
             models.CheckConstraint(
                 name="task_finished_when_ready",
@@ -309,6 +322,7 @@ class TaskRecord(models.Model):
             self.expires = next_run.expires or self.expires
         if "scheduled_for" in (self.options.get("headers") or {}):  # of a schedule's run it is the time to start by
             self.expires = None
+        self.refused = self.missed = 0
         self.publish_at = publish_at
         self.published_at = self.lease_until = self.slot_at = None
         given = self.args, self.kwargs, self.options
@@ -333,6 +347,7 @@ class TaskRecord(models.Model):
                 f"{self.name}: arguments of {len(args) + len(kwargs):,} bytes as JSON, {ARGS_MAX:,} are allowed "
                 "(TASK_ARGS_MAX_BYTES). Pass a reference to the data: a key, a path, an address."
             )
+        messages.check_texts(args, kwargs, options, compressed="compression" in self.options)
         return (args, kwargs, options, *_PLAIN(self))
 
 

@@ -191,6 +191,14 @@ class TaskQuerySet(models.QuerySet["TaskRecord"]):
         """Let what a worker holds without having started it go to another, at once."""
         return execute(_REPUBLISH, _arrays(messages)).rowcount
 
+    def mark_missed(self, messages: Iterable[tuple[str, int]], most: int) -> int:
+        """Let messages that were lost be published again; not those of which this would be the `most`th."""
+        return execute(_MARK_MISSED, [*_arrays(messages), most]).rowcount
+
+    def mark_refused(self, task_id: str, gen: int, reason: str, most: int) -> int:
+        """Let a message that a worker could not take be published again, later each time; not for the `most`th time."""
+        return execute(_MARK_REFUSED, [reason, task_id, gen, most]).rowcount
+
     def mark_all_forgotten(self) -> int:
         """Let all that was published and not claimed be published again."""
         published = self.waiting().filter(publish_at=None, published_at__isnull=False)
@@ -334,6 +342,19 @@ _REPUBLISH = f"""
 UPDATE {TABLE} AS task SET gen = task.gen + 1, publish_at = clock_timestamp(), published_at = NULL, lease_until = NULL
 {_MESSAGES}
 WHERE task.task_id = message.task_id AND task.gen = message.gen AND task.state IN ('PENDING', 'RETRY')
+"""
+_MARK_MISSED = f"""
+UPDATE {TABLE} AS task SET
+    missed = missed + 1, gen = task.gen + 1, publish_at = clock_timestamp(), published_at = NULL, lease_until = NULL
+{_MESSAGES}
+WHERE task.task_id = message.task_id AND task.gen = message.gen AND task.state IN ('PENDING', 'RETRY')
+    AND missed + 1 < %s
+"""
+_MARK_REFUSED = f"""
+UPDATE {TABLE} SET
+    refused = refused + 1, gen = gen + 1, published_at = NULL, lease_until = NULL,
+    publish_at = clock_timestamp() + (refused + 1) * interval '1 s', exc_type = 'MessageRefused', exc_message = %s
+WHERE task_id = %s AND gen = %s AND state IN ('PENDING', 'RETRY') AND refused + 1 < %s
 """
 _MARK_UNREGISTERED = f"""
 UPDATE {TABLE} SET

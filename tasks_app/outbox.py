@@ -17,7 +17,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from functools import cached_property, partial, wraps
 from typing import TYPE_CHECKING, Any
 from uuid import NAMESPACE_OID, uuid5
@@ -30,9 +30,10 @@ from django.db import transaction
 from django.utils import timezone
 from django.utils.dateparse import parse_datetime
 from kombu.exceptions import EncodeError
+from kombu.serialization import prepare_accept_content
 from kombu.utils.uuid import uuid
 
-from tasks_app import states, transport
+from tasks_app import messages, states, transport
 from tasks_app.coroutines import awaiting
 from tasks_app.exceptions import DuplicateTask, InvalidSubmission, NotUnique
 from tasks_app.notify import DUE_CHANNEL, notify
@@ -64,11 +65,11 @@ class Successors:
 
     def add(self, record: TaskRecord) -> None:
         if self.parent is not None:
+            record.is_successor = True
             try:
-                record.encoded()
+                record.inserted_values()
             except InvalidSubmission as error:  # the word that Celery knows: the run fails, with this as its reason
                 raise EncodeError(f"Its result cannot be handed on to {record.name}: {error}") from error
-            record.is_successor = True
         self.records.append(record)
 
 
@@ -121,6 +122,8 @@ class RecordingCelery(Celery):
     # A look into Celery's configuration costs 19 µs.
     _default_priority = cached_property(lambda self: self.conf.task_default_priority)
     _inherits_priority = cached_property(lambda self: self.conf.task_inherit_parent_priority)
+    #: The content types that workers accept.
+    accepts = cached_property(lambda self: frozenset(prepare_accept_content(self.conf.accept_content or ["json"])))
 
     def _task_from_fun(self, fun, *args, **options):
         if options.get("pydantic") and inspect.iscoroutinefunction(fun):  # whose value is what pydantic shall dump
@@ -195,6 +198,7 @@ class RecordingCelery(Celery):
         request = parent.request if parent else None
         if request and options.get("priority") is None and self._inherits_priority:
             options["priority"] = (request.delivery_info or {}).get("priority")
+        options["headers"] = _own_headers(options.get("headers"))
         options = (router or self.amqp.router).route(dict(options), route_name or name, args, kwargs, task)
         queue, exchange, key = (options.pop(part, None) for part in ("queue", "exchange", "routing_key"))
         if queue is None and exchange and key:
@@ -214,8 +218,9 @@ class RecordingCelery(Celery):
             idempotency_key=_checked_text("idempotency_key", options.pop("idempotency_key", None)),
         )
         _set_times(record, countdown, eta, options.pop("expires", None))
-        headers = _own_headers(options.pop("headers", None))
+        headers = _own_headers(options.pop("headers", None))  # a route's too
         record.options = _given(options) | ({"headers": headers} if headers else {})
+        messages.check_record(record, self.accepts)
         if task is not None:
             self._apply_task_options(record, task)
         self._announce(record, announce)
@@ -272,6 +277,7 @@ class RecordingCelery(Celery):
         other = record.sibling(task_id)
         other.args, other.kwargs = _checked_arguments(record.name, args, kwargs)
         other.root_id, other.options = task_id, record.options | {"headers": _own_headers(headers)}
+        messages.check_headers(other.options["headers"])
         other.publish_at = other.publish_in = None
         _set_times(other, None, eta, expires)
         if record.unique_key or record.limit_key:
@@ -453,11 +459,15 @@ _UNSTORABLE = re.compile("[\x00\ud800-\udfff]")
 
 
 def _given(options: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in options.items() if value is not None and value != []}
+    ours = messages.OF_PUBLISHING
+    return {key: value for key, value in options.items() if value is not None and value != [] and key not in ours}
 
 
 def _own_headers(headers: Mapping[str, Any] | None) -> dict[str, Any]:
-    return {key: value for key, value in (headers or {}).items() if key != GEN_HEADER}
+    headers = headers or {}
+    if not isinstance(headers, Mapping):
+        messages.check_headers(headers)  # says what is wrong
+    return {key: value for key, value in headers.items() if key != GEN_HEADER}
 
 
 def _checked_arguments(name, args, kwargs) -> tuple[Sequence, Mapping]:
@@ -533,8 +543,7 @@ def _moment(what: str, value: Any) -> datetime | None:
         moment = parse_datetime(value) if isinstance(value, str) else value
         if isinstance(moment, datetime):
             aware = timezone.is_aware(moment)
-            moment = moment if aware else timezone.make_aware(moment, timezone.get_default_timezone())
-            return moment.astimezone(UTC)  # a zone may take it out of the calendar
+            return moment if aware else timezone.make_aware(moment, timezone.get_default_timezone())
     except (OverflowError, ValueError) as error:
         raise InvalidSubmission(f"{what}: {value!r:.80} is out of range: {error}.") from error
     raise InvalidSubmission(f"{what} must be a time or a number of seconds, not {value!r:.80}.")

@@ -24,8 +24,9 @@ from django.db import DatabaseError, connections
 from kombu import pools
 from kombu.common import maybe_declare
 from kombu.exceptions import BatchPublishError, OperationalError
-from kombu.serialization import registry
 from kombu.utils.functional import maybe_list
+
+from tasks_app.messages import serializer_of
 
 if TYPE_CHECKING:
     from celery import Celery
@@ -216,6 +217,9 @@ class Publisher:
     def _split_options(self, options: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
         """Options by what takes them: the function that makes a message, and the one that sends it."""
         sending = dict(options)
+        sending.pop("content_encoding", None)  # the body is encoded here: a content type says how, as a serializer does
+        if content_type := sending.pop("content_type", None):
+            sending["serializer"] = serializer_of(content_type)
         in_message = {name: sending.pop(name) for name in _IN_MESSAGE if name in sending}
         in_message.setdefault("ignore_result", None)  # as the task has it
         in_message |= {
@@ -227,9 +231,6 @@ class Publisher:
         }
         if stamps := sending.get("stamped_headers"):
             in_message |= {"stamped_headers": stamps} | {stamp: sending.pop(stamp, None) for stamp in stamps}
-        if content_type := sending.pop("content_type", None):
-            sending["serializer"] = registry.type_to_name.get(content_type, sending.get("serializer"))
-        sending.pop("content_encoding", None)
         return in_message, sending
 
     def _message(self, record: TaskRecord, in_message: dict[str, Any]):
@@ -269,8 +270,8 @@ class Publisher:
     ) -> None:
         """As Celery's own sender does it, whose signals were sent with the record."""
         message = self._message(record, in_message)
-        properties = {name: value for name, value in sending.items() if name not in _NOT_SENT}
-        properties |= message.properties | self._address(record, sending)
+        own = {name: value for name, value in sending.items() if name not in _NOT_SENT}
+        properties = message.properties | own | self._address(record, sending)
         properties.setdefault("serializer", self._serializer)
         properties.setdefault("compression", self._compression)
         properties.setdefault("delivery_mode", self._delivery_mode)

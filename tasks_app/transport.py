@@ -3,17 +3,21 @@
 kombu takes an item off its list before it looks at it, and whatever goes wrong then ends the worker. What had been
 moved to `unacked` by then is put back on the way out, and ends the next worker too. So what kombu and Celery take for
 granted is checked here before an item counts as a message; one that fails goes, as it was, to a list of its own, and
-the log says why. So does what raises while Celery takes it, and what cannot be put back from `unacked`.
+the log says why. So does what raises while Celery takes it, what Celery drops itself, and what cannot be put back from
+`unacked`. Where it was the message of a task, `on_refused` is told, so that its record can be.
 
 kombu also makes a new client for each message, at 86 µs apiece.
 """
 
+import json
 import logging
 import os
 import random
+from collections.abc import Callable
 from queue import Empty
 from typing import Any
 
+from celery import signals
 from kombu.exceptions import OperationalError
 from kombu.transport import TRANSPORT_ALIASES, redis, virtual
 from kombu.utils.encoding import bytes_to_str
@@ -22,16 +26,20 @@ from redis import Redis
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import RedisError
 
+from tasks_app.messages import DEEPEST, is_count, is_deeper, is_id, unpacked
+
 logger = logging.getLogger(__name__)
 
 #: The list of what was no message, newest first, and how many it keeps.
 QUARANTINE, KEPT = "taskconsole.quarantine", 1000
-#: Levels of lists and objects around a message's body. Python reads and writes deep ones only as far as its stack
-#: allows at that point, so that what could just be read might not be written again.
-DEEPEST = 50
+#: Levels of lists and objects around a message's body, and in it: what messages.py lets through, and what is put around
+#: that. Python reads and writes deep ones only as far as its stack allows at that point.
+DEEPEST_AROUND, DEEPEST_BODY = 50, DEEPEST + 10
 #: Makes delivery tags, as random as kombu's UUIDs, without asking the system each time, at 5 µs. Nobody else seeds it.
 _chance = random.Random()  # noqa: S311
 os.register_at_fork(after_in_child=_chance.seed)
+#: Called with the id and the gen of a task whose message could not be taken, and with the reason in words.
+on_refused: Callable[[str, int, str], object] | None = None
 #: Not the item's fault. (kombu also counts KeyError to a connection's errors; what an item lacks raises that.)
 _BROKER_ERRORS = (Empty, RedisError, OSError, OperationalError)
 
@@ -41,22 +49,41 @@ class Malformed(ValueError):
 
 
 class Message(virtual.Message):
+    #: Why no worker can take it, where Celery finds that out and drops it.
+    flaw: Exception | None = None
+
     def __init__(self, payload, channel=None, **kwargs):
         try:
             _check(payload)
-            payload["headers"] = payload.get("headers") or {}  # with null, kombu could not put it back
+            headers = payload["headers"] = payload.get("headers") or {}  # with null, kombu could not put it back
             channel._get_message_priority(payload)  # likewise with one that is no number it can round
-            super().__init__(payload, channel, **kwargs)
-        except Malformed:
-            raise
+            method = headers.get("compression")
+            plain = payload | {"headers": headers | {"compression": None}} if method else payload
+            super().__init__(plain, channel, **kwargs)
+            if self.errors:
+                raise self.errors[0][1]  # type: ignore[misc]
+            if method:  # not by kombu, which would unpack whatever it is
+                self._raw, self.headers, self.body = payload, headers, unpacked(self.body, method)
         except Exception as error:
-            raise Malformed(repr(error)) from error
+            raise _malformed(error) from error
 
     def _decode(self):
         """Celery calls this when it takes the message, having set which content types it accepts."""
-        body = super()._decode()
-        _check_body(body, self.headers)
+        try:
+            body = super()._decode()
+            if self.content_type != "application/json" or _brackets(self.body or b"") > DEEPEST_BODY:
+                _check_depth(body, DEEPEST_BODY)
+            _check_body(body, self.headers)
+        except Exception as error:
+            self.flaw = flaw = _malformed(error)
+            raise flaw from error
         return body
+
+
+@signals.task_rejected.connect
+def note_flaw(message, exc, **_) -> None:
+    """What Celery takes for no task, or for one that it cannot understand, it logs, and drops."""
+    message.flaw = exc or Malformed("it is no task")
 
 
 class QoS(redis.QoS):
@@ -131,7 +158,7 @@ class Channel(redis.Channel):
     def basic_consume(self, queue, no_ack, callback, *args, **kwargs):
         def guarded(message):
             try:
-                return callback(message)
+                taken = callback(message)
             except _BROKER_ERRORS:
                 raise
             except Exception as error:
@@ -139,6 +166,10 @@ class Channel(redis.Channel):
                 self.quarantine(queue, dumps(message._raw), error)
                 if not no_ack:
                     self.qos.reject(message.delivery_tag)
+            else:
+                if message.flaw is not None:
+                    self.quarantine(queue, dumps(message._raw), message.flaw)
+                return taken
 
         return super().basic_consume(queue, no_ack, guarded, *args, **kwargs)
 
@@ -151,13 +182,19 @@ class Channel(redis.Channel):
 
     def quarantine(self, source: bytes | str, item: Any, error: Exception) -> None:
         """Keep an item of `source`, a queue's list or the hash of the unacknowledged, that no worker could take."""
+        key = self.keep(item)
+        queue = bytes_to_str(source).rsplit(self.sep, 1)[0]
+        logger.error("An item of %s could not be taken: %.300r. It is now in the broker's list %s.", queue, error, key)
+        _tell_refused(item, error)
+
+    def keep(self, item: Any) -> str:
+        """Put an item into the quarantine; the name of that list."""
         key = self.global_keyprefix + QUARANTINE  # by a plain client: kombu's knows no LTRIM
         with Redis(connection_pool=self.pool).pipeline() as pipe:
             pipe.lpush(key, item)
             pipe.ltrim(key, 0, KEPT - 1)
             pipe.execute()
-        queue = bytes_to_str(source).rsplit(self.sep, 1)[0]
-        logger.error("An item of %s could not be taken: %.300r. It is now in the broker's list %s.", queue, error, key)
+        return key
 
 
 class Transport(redis.Transport):
@@ -167,6 +204,32 @@ class Transport(redis.Transport):
 def use() -> None:
     """Have every `redis://` and `rediss://` address of this process use it."""
     TRANSPORT_ALIASES.update(dict.fromkeys(("redis", "rediss"), f"{__name__}:Transport"))
+
+
+def sent_in(item: bytes | str) -> list[tuple[str, int]]:
+    """The task id and the `gen` of the message in an item; nothing where it is none of a task.
+
+    Anybody may have put anything there. What is unacknowledged is kept as a list, the message being its first.
+    """
+    try:
+        payload = json.loads(item)
+        headers = (payload[0] if isinstance(payload, list) else payload)["headers"]
+        task_id, gen = headers["id"], headers.get("gen") or 1
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
+        return []
+    return [(task_id, gen)] if is_id(task_id) and is_count(gen) else []
+
+
+def _tell_refused(item: bytes | str, error: Exception) -> None:
+    for task_id, gen in sent_in(item) if on_refused else ():
+        try:
+            on_refused(task_id, gen, str(_malformed(error)))  # type: ignore[misc]
+        except Exception:  # its record will be told by the next one, which the census has published
+            logger.exception("Not recorded that the message of task %s could not be taken", task_id)
+
+
+def _malformed(error: Exception) -> Malformed:
+    return error if isinstance(error, Malformed) else Malformed(f"{type(error).__name__}: {error}")
 
 
 def _check(payload: Any) -> None:
@@ -181,14 +244,14 @@ def _check(payload: Any) -> None:
     _expect(str, "routing_key", delivery.get("routing_key"))
     _expect(str, "body", payload.get("body") or "")
     _expect(dict, "headers", headers)
-    _check_depth(payload)
+    _check_depth(payload, DEEPEST_AROUND)
     if "task" in headers:
         _check_task(headers)
 
 
 def _check_body(body: Any, headers: dict) -> None:
     if isinstance(body, dict) and ("task" in headers or "task" in body):  # Celery's protocol 1: its headers are in it
-        _check_depth(body)
+        _check_depth(body, DEEPEST_AROUND)
         _check_task(body | headers)
     elif "task" in headers:
         _expect(_SEQUENCES, "body", body)
@@ -216,30 +279,17 @@ def _expect(kind: type | tuple[type, ...], what: str, value: Any) -> None:
         raise Malformed(f"{what} is {value!r:.80}")
 
 
-def _check_depth(value: dict) -> None:
-    if _is_deeper(value, DEEPEST):
-        raise Malformed(f"more than {DEEPEST} levels deep")
+def _brackets(body: bytes) -> int:
+    return body.count(b"[") + body.count(b"{")
 
 
-def _is_deeper(value: dict | list, levels: int) -> bool:
-    for each in value.values() if isinstance(value, dict) else value:
-        if isinstance(each, _NESTED) and (not levels or _is_deeper(each, levels - 1)):
-            return True
-    return False
-
-
-def is_id(value: Any) -> bool:
-    """Whether outbox.py would take it for a task's id; the records can hold no other."""
-    if not isinstance(value, str) or not 0 < len(value) <= 255 or "\x00" in value:
-        return False
-    try:
-        return bool(value.encode())
-    except UnicodeEncodeError:
-        return False
+def _check_depth(value: Any, levels: int) -> None:
+    if isinstance(value, _NESTED) and is_deeper(value, levels):
+        raise Malformed(f"more than {levels} levels deep")
 
 
 def _is_count(value: Any) -> bool:
-    return value is None or (isinstance(value, int) and 0 <= value < 2**31)
+    return value is None or is_count(value)
 
 
 def _are_limits(value: Any) -> bool:
@@ -255,7 +305,7 @@ def _are_names(value: Any) -> bool:
 
 
 # Tuples: a union of types, made anew at each call, takes four times as long.
-_NESTED, _SEQUENCES, _NUMBERS = (dict, list), (list, tuple), (int, float)
+_NESTED, _SEQUENCES, _NUMBERS = (dict, list, tuple), (list, tuple), (int, float)
 _USED_LATE = {
     "id": is_id,
     "gen": _is_count,

@@ -1,4 +1,5 @@
-from datetime import timedelta
+import json
+from datetime import datetime, timedelta
 from uuid import uuid4
 
 import pytest
@@ -200,3 +201,28 @@ def test_questions_use_the_apps_pool_and_give_back_what_they_take(queue):
 def redis_connections() -> int:
     with redis_of() as redis:
         return len(redis.client_list())
+
+
+def test_a_message_that_must_not_run_is_kept_in_the_quarantine_and_the_log_says_why(elsewhere, caplog):
+    app = elsewhere(global_keyprefix="console:")
+    with Redis.from_url(app.conf.broker_write_url) as redis:
+        redis.flushdb()
+        try:
+            broker.quarantine({"headers": {"id": "t"}, "args": [datetime(2030, 1, 1)]}, "it is not the row's")
+            (kept,) = redis.lrange("console:taskconsole.quarantine", 0, -1)
+            assert json.loads(kept)["headers"] == {"id": "t"}
+        finally:
+            redis.flushdb()
+    assert "it is not the row's. It is now in the broker's list console:taskconsole.quarantine." in caplog.text
+
+
+@pytest.mark.parametrize("url", ["memory://", "redis://127.0.0.1:1/0"])
+def test_where_a_broker_keeps_none_or_is_away_the_log_is_all(elsewhere, caplog, url):
+    elsewhere(url)
+    broker.quarantine({"headers": {"id": "t"}}, "it is not the row's")
+    assert "it is not the row's. It is not kept" in caplog.text
+
+
+def test_what_json_cannot_carry_is_said_in_the_log_alone(caplog):
+    broker.quarantine({"headers": object()}, "it is not the row's")
+    assert "it is not the row's. It is not kept: " in caplog.text

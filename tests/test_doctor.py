@@ -110,6 +110,8 @@ VIOLATIONS = [
     ("lost within limits", too_many_lost),
     ("attempts in order", attempt_beyond_the_last),
     ("chords are closed", open_chord),
+    ("messages are taken", lambda: record(refused=1, exc_message="not taken")),
+    ("messages arrive", lambda: record(missed=2)),
     ("schedules are planned", lambda: schedule(changed_at=ago(minutes=5))),
     ("due times fire", lambda: schedule(next_fire_at=ago(minutes=5))),
     ("a due time has one run", run_twice),

@@ -5,13 +5,14 @@ from datetime import timedelta
 
 import pytest
 from celery import current_app as app
-from django.db import connection, transaction
+from django.db import IntegrityError, connection, transaction
 from django.utils import timezone
 from kombu.exceptions import OperationalError
 
 from tasks_app import maintenance, states
 from tasks_app.broker import Held
 from tasks_app.models import Duty, TaskRecord
+from tests.sample.tasks import echo
 
 objects = TaskRecord.objects
 
@@ -209,6 +210,153 @@ def test_a_message_of_an_exchange_of_its_own_is_not_looked_for(broker_holds):
     objects.update(options={"exchange": "mine"})
     census = maintenance.Census()
     assert (census.look(), census.look()) == (0, 0)
+
+
+@pytest.mark.django_db
+@pytest.mark.parametrize(
+    "options",
+    [{"chain": [{"task": "sample.echo", "args": ["exchange rates"]}]}, {"shadow": "exchange"}, "exchange", []],
+)
+def test_one_that_only_speaks_of_an_exchange_is_looked_for(broker_holds, options):
+    publish("t")
+    objects.update(options=options)
+    census = maintenance.Census()
+    assert (census.look(), census.look()) == (0, 1)
+
+
+@pytest.mark.django_db
+def test_what_is_lost_again_and_again_has_failed_in_the_end(broker_holds, published):
+    publish("t")
+    publish("held", ago=120)
+    broker_holds.update(("held", gen) for gen in range(100))
+    census = maintenance.Census()
+    for number in range(1, maintenance.MOST_MISSED):
+        assert (census.look(), census.look()) == (0, 1)
+        assert maintenance.publish_due() == 1
+        objects.filter(task_id="t").update(published_at=timezone.now() - timedelta(seconds=120))
+        assert objects.get(task_id="t").missed == number
+    assert (census.look(), census.look()) == (0, 0)
+    ended = objects.get(task_id="t")
+    assert (ended.state, ended.exc_type, ended.publish_at) == ("FAILURE", "MessageRefused", None)
+    assert "lost 10 times before a worker could start it" in ended.exc_message
+    assert len(published) == maintenance.MOST_MISSED - 1
+    assert objects.get(task_id="held").state == "PENDING"
+
+
+@pytest.mark.django_db
+def test_a_broker_that_restarts_empty_and_a_run_in_between_do_not_count(broker_holds):
+    publish("t")
+    objects.update(missed=9, refused=2)
+    objects.mark_all_forgotten()
+    assert objects.get().missed == 9
+    objects.mark_published([("t", 2)])
+    objects.claim("t", 2, "worker@here", 42)
+    objects.run_of("t", 2).wait_again()
+    assert (objects.get().missed, objects.get().refused) == (0, 0)
+
+
+# What no worker takes
+
+
+@pytest.mark.django_db
+def test_a_message_that_a_worker_refused_is_published_again_a_few_times_and_then_its_task_has_failed(published):
+    publish("t")
+    for number, gen in ((1, 1), (2, 2)):
+        maintenance.note_refused("t", gen, "content type x is not accepted")
+        waits = objects.get()
+        assert (waits.state, waits.refused, waits.gen) == ("PENDING", number, gen + 1)
+        assert timedelta(0) < waits.publish_at - timezone.now() <= timedelta(seconds=number)
+        assert waits.exc_message == "content type x is not accepted", "the doctor says it"
+        maintenance.note_refused("t", gen, "once more, since the message came twice")
+        assert objects.get().refused == number
+    maintenance.note_refused("t", 3, "content type x is not accepted")
+    ended = objects.get()
+    assert (ended.state, ended.exc_type, ended.publish_at) == ("FAILURE", "MessageRefused", None)
+    assert "No worker could take its message, 3 times: content type x is not accepted." in ended.exc_message
+    with pytest.raises(Exception, match="3 times: content type x"):
+        app.AsyncResult("t").get(timeout=1)
+
+
+@pytest.mark.django_db
+def test_a_message_that_was_refused_says_nothing_of_a_task_that_runs_has_ended_or_is_not_there(published):
+    publish("runs", "ended")
+    objects.update(refused=2)
+    objects.claim("runs", 1, "worker@here", 42)
+    objects.filter(task_id="ended").mark_revoked("not needed")
+    before = list(objects.order_by("pk").values())
+    for task_id in ("runs", "ended", "nobody's"):
+        maintenance.note_refused(task_id, 1, "bad")
+    assert list(objects.order_by("pk").values()) == before
+
+
+@pytest.mark.django_db
+def test_what_waits_for_a_task_whose_message_is_refused_ends_with_it(published, commits):
+    with commits():
+        last = (echo.s(1).set(link_error=echo.si("told")) | echo.s()).apply_async()
+    first = objects.get()
+    objects.update(refused=2)
+    with commits():
+        maintenance.note_refused(first.task_id, 1, "bad")
+    assert objects.get(pk=first.pk).state == "FAILURE"
+    assert app.AsyncResult(last.id).state == "FAILURE"
+    assert objects.filter(args=["told"], state="PENDING").exists(), "its errback"
+
+
+#: Rows written by SQL, of which no message can be made that a worker takes: column, value, and what the reason names.
+NONSENSE = [
+    ("args", '{"a": 1}', "args must be a JSON list"),
+    ("args", "no JSON", "args must be a JSON list"),
+    ("args", "null", "args must be a JSON list"),
+    ("args", "[" * 900 + "]" * 900, "args: nested more than"),
+    ("args", "[" * 100_000, "args must be a JSON list"),
+    ("args", '[{"__type__": "datetime", "__value__": "bad"}]', "args: an object with the keys __type__"),
+    ("kwargs", "[]", "kwargs must be a JSON object"),
+    ("kwargs", '{"__type__": "date", "__value__": "2030-01-01"}', "kwargs: an object with the keys"),
+    ("options", "[]", "options must be a JSON object"),
+    ("options", "7", "options must be a JSON object"),
+    ("options", "junk", "options must be a JSON object"),
+    ("options", "null", "options must be a JSON object"),
+    ("options", '{"headers": {"id": "x"}}', "headers: id is set by Celery"),
+    ("options", '{"headers": {"gen": 7}}', "headers: gen is set by Celery"),
+    ("options", '{"headers": {"expires": "junk"}}', "headers: expires is set by Celery"),
+    ("options", '{"headers": "junk"}', "headers must be an object"),
+    ("options", '{"headers": {"compression": "application/x-gzip"}}', "headers: compression is set by"),
+    ("options", '{"serializer": "pickle"}', "serializer: workers do not accept"),
+    ("options", '{"time_limit": "5"}', "time_limit must be a number"),
+    ("options", '{"task_id": "x"}', "task_id cannot be among them"),
+    ("options", '{"link": 5, "chord": "x", "chain": 7, "link_error": "y"}', "must be"),
+    ("name", "", "name must be a text"),
+]
+
+
+@pytest.mark.django_db
+@pytest.mark.parametrize("value", ["infinity", "-infinity", "10000-01-01", "0001-01-01 BC"])
+@pytest.mark.parametrize("column", ["publish_at", "eta", "expires", "created_at", "published_at", "lease_until"])
+def test_a_time_that_could_not_be_read_keeps_no_relay_from_the_others(published, column, value):
+    insert("bad")
+    insert("good")
+    update = f"UPDATE tasks_app_taskrecord SET {column} = %s WHERE task_id = 'bad'"
+    with pytest.raises(IntegrityError), transaction.atomic(), connection.cursor() as cursor:
+        cursor.execute(update, [value])
+    assert maintenance.publish_due() == 2
+
+
+@pytest.mark.django_db
+def test_a_row_that_makes_no_message_fails_by_itself_with_the_reason(published, commits):
+    for number, (column, value, _) in enumerate(NONSENSE):
+        insert(f"bad {number}")
+        with connection.cursor() as cursor:
+            cursor.execute(
+                f"UPDATE tasks_app_taskrecord SET {column} = %s WHERE task_id = %s", [value, f"bad {number}"]
+            )
+        insert(f"good {number}")
+    maintenance.publish_due()
+    assert sorted(published) == sorted(f"good {number}" for number in range(len(NONSENSE)))
+    for number, (_, _, says) in enumerate(NONSENSE):
+        bad = objects.get(task_id=f"bad {number}")
+        assert (bad.state, bad.exc_type) == ("FAILURE", "InvalidSubmission")
+        assert says in bad.exc_message
+    assert maintenance.publish_due() == 0
 
 
 @pytest.mark.django_db

@@ -1,5 +1,6 @@
 """The one door out: recorded in the caller's transaction, published on commit."""
 
+import json
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -7,12 +8,13 @@ from celery import current_app as app
 from django.db import transaction
 from django.db.models import F
 from django.utils import timezone
-from kombu.exceptions import OperationalError
+from kombu.exceptions import EncodeError, OperationalError
 
 from tasks_app import states
 from tasks_app.client import CeleryClient
 from tasks_app.exceptions import DuplicateTask, InvalidSubmission, UnknownTask
 from tasks_app.models import TaskRecord
+from tasks_app.outbox import begin_ending, take_successors
 from tests.sample.tasks import echo, noop
 
 pytestmark = pytest.mark.django_db
@@ -199,3 +201,26 @@ def test_messages_carry_the_record_and_the_priority(commits):
     assert message.headers["mine"] == "yes"
     assert message.headers["eta"] is None
     assert message.properties["priority"] == 2
+
+
+@pytest.mark.parametrize("result", [json.loads("[" * 300 + "]" * 300), {"__type__": "date", "__value__": 1}])
+def test_a_result_that_no_worker_could_decode_is_not_handed_on(result):
+    begin_ending(echo)
+    with pytest.raises(EncodeError, match=r"cannot be handed on to sample.echo: args: "):
+        echo.delay(result)
+    take_successors()
+
+
+def test_a_record_made_like_another_is_checked_as_the_first_was():
+    record = app.build_record("sample.echo", ["x"])
+    assert app.build_like(record, ["y"], {}, task_id="like", headers={"gen": 7}).options["headers"] == {}
+    with pytest.raises(InvalidSubmission, match=r"^headers: id is set by"):
+        app.build_like(record, ["y"], {}, task_id="like", headers={"id": "x"})
+    with pytest.raises(InvalidSubmission, match=r"^headers must be an object"):
+        app.build_like(record, ["y"], {}, task_id="like", headers=["x"])
+
+
+def test_many_with_one_that_makes_no_message_are_none(published):
+    with pytest.raises(InvalidSubmission, match=r"^args: an object with the keys"):
+        CeleryClient().submit_many("sample.echo", [(["x"], {}), ([{"__type__": "uuid", "__value__": 7}], {})])
+    assert not TaskRecord.objects.exists()

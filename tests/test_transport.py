@@ -6,7 +6,9 @@ import random
 import time
 
 import pytest
+from celery import signals
 from django.conf import settings
+from django.db import DatabaseError
 from kombu import Connection, Consumer, Queue
 from redis import Redis
 from redis.exceptions import ConnectionError as RedisConnectionError
@@ -87,6 +89,68 @@ def test_the_quarantine_keeps_the_newest(redis, connection, monkeypatch):
     redis.lpush(QUEUE, *"abcde")
     taken(connection)
     assert redis.lrange(QUARANTINE, 0, -1) == [b"e", b"d", b"c"]
+
+
+@pytest.fixture
+def refused(monkeypatch):
+    """What the keeper of the records is told: ids, gens and reasons."""
+    told: list[tuple[str, int, str]] = []
+    monkeypatch.setattr(transport, "on_refused", lambda *said: told.append(said))
+    return told
+
+
+def test_the_record_of_a_task_is_told_why_its_message_was_not_taken(redis, connection, refused):
+    redis.lpush(QUEUE, json.dumps({"headers": {"id": "t", "gen": 3}}), json.dumps({"headers": {"id": "foreign"}}))
+    publish(connection, [[], {}, {}], headers={"id": "kept", "task": "x", "retries": "many"})
+    publish(connection, [[], {}, {}], headers={"id": "rejected", "gen": 2, "task": "x", "compression": "nothing"})
+    redis.lpush(
+        QUEUE, "no JSON", "[]", json.dumps({"headers": {"id": 7, "gen": 1}}), json.dumps({"headers": {"gen": 1}})
+    )
+    assert taken(connection) == []
+    assert [said[:2] for said in refused] == [("t", 3), ("foreign", 1), ("kept", 1), ("rejected", 2)]
+    assert refused[0][2] == "properties is None"
+    assert refused[2][2] == "header retries is 'many'"
+    assert refused[3][2].startswith("KeyError: ")
+
+
+def test_so_is_that_of_one_that_cannot_be_put_back(redis, connection, refused):
+    good = raw(redis, connection, "good")
+    leave_unacknowledged(redis, "t", json.dumps([good | {"headers": {"id": "t", "gen": 2}}, "no such exchange", QUEUE]))
+    restore(connection)
+    assert [said[:2] for said in refused] == [("t", 2)]
+
+
+def test_a_record_that_cannot_be_told_keeps_no_message_back(redis, connection, monkeypatch, caplog):
+    def fail(*said):
+        raise DatabaseError("away")
+
+    monkeypatch.setattr(transport, "on_refused", fail)
+    redis.lpush(QUEUE, json.dumps({"headers": {"id": "t"}}))
+    publish(connection, "next")
+    assert taken(connection) == ["next"]
+    assert "Not recorded that the message of task t could not be taken" in caplog.text
+
+
+def test_what_celery_drops_by_itself_is_kept_all_the_same(redis, connection, refused):
+    publish(connection, "next", headers={"id": "t", "task": "x"})
+
+    def drop(body, message):
+        signals.task_rejected.send(sender=None, message=message, exc=ValueError("invalid ETA"))
+        message.reject()
+
+    with Consumer(connection, [Queue(QUEUE)], on_message=lambda message: drop(None, message), auto_declare=False):
+        connection.drain_events(timeout=3)
+    assert refused == [("t", 1, "ValueError: invalid ETA")]
+    assert redis.llen(QUARANTINE) == 1
+
+
+def test_a_body_is_not_unpacked_beyond_its_bound_nor_kept_otherwise_than_it_came(redis, connection, settings):
+    settings.TASK_ARGS_MAX_BYTES = settings.TASK_RESULT_MAX_BYTES = 1000
+    for length in (7000, 9000):
+        publish(connection, "x" * length, compression="zlib")
+    [item] = redis.lrange(QUEUE, 0, 0)
+    assert taken(connection) == ["x" * 7000]
+    assert redis.lrange(QUARANTINE, 0, -1) == [item]
 
 
 def test_what_raises_while_it_is_taken_is_neither_put_back_nor_lost(redis, connection):

@@ -6,7 +6,7 @@ from django.db import migrations, models
 class Migration(migrations.Migration):
 
     dependencies = [
-        ('tasks_app', '0003_cheaper_indexes'),
+        ('tasks_app', '0004_messages_that_no_worker_takes'),
     ]
 
     operations = [

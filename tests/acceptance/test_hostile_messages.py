@@ -2,19 +2,24 @@
 
 import base64
 import json
+import zlib
+from types import SimpleNamespace
 from uuid import uuid4
 
 import pytest
 from celery import current_app as app
 from django.conf import settings
+from django.db.models.functions import Now
 from redis import Redis
 
 from tasks_app.client import CeleryClient
-from tasks_app.transport import QUARANTINE
-from tests.acceptance.processes import Manage, eventually
+from tasks_app.models import TaskRecord
+from tasks_app.transport import QUARANTINE, sent_in
+from tests.acceptance.processes import Manage, eventually, finished
 
 QUEUE = "hostile"
 ABSENT = object()
+GZIP = {"compression": "application/x-gzip"}
 client = CeleryClient()
 
 
@@ -84,6 +89,7 @@ MALFORMED = {
     "delivery_info a list": message(properties={"delivery_info": []}),
     "priority infinite": message(properties={"priority": float("inf")}),
     "base64 broken": message("abc"),
+    "body a surrogate": message("\ud800", properties={"body_encoding": ABSENT}),
     "body null": message(parts={"body": None}),
     "body a number": message(parts={"body": 7}),
     "body an object": message(parts={"body": {"task": "sample.noop", "id": "x"}}),
@@ -120,26 +126,27 @@ MALFORMED = {
     "stamps a list": message(headers={"stamped_headers": ["x"], "stamps": [1]}),
     "expires a list": message(headers={"expires": []}),
 }
-#: What Celery itself drops, fails or takes in its stride.
-REFUSED = {
-    "unknown task": message(headers={"task": "no.such.task"}),
+#: What Celery itself would drop, so that its task would wait for ever.
+DROPPED = {
     "body no JSON": message(base64_of(b"{")),
     "body no UTF-8": message(base64_of(b"\xff\xfe")),
     "body deep": message(base64_of(b"[" * 100_000)),
+    "body of 900 levels": message([[nested(900)], {}, {}]),
+    "body with a broken value": message([[{"__type__": "datetime", "__value__": "bad"}], {}, {}]),
+    "body with a date for keywords": message([[], {"__type__": "date", "__value__": "2030-01-01"}, {}]),
     "pickle": message(base64_of(b"\x80\x04N."), parts={"content-type": "application/x-python-serialize"}),
     "yaml": message(base64_of(b"!!python/none"), parts={"content-type": "application/x-yaml"}),
-    "content encoding unknown": message(parts={"content-encoding": "nothing"}),
+    "content type a text": message(parts={"content-type": "text/plain"}),
+    "content type of bytes": message(parts={"content-type": "application/data"}),
     "compression unknown": message(headers={"compression": "nothing"}),
-    "compression a list": message(headers={"compression": []}),
+    "compression a number": message(headers={"compression": 7}),
+    "compressed by nobody": message(headers={"compression": "application/x-gzip"}),
+    "compressed, cut off": message(base64_of(zlib.compress(b"[[], {}, {}]")[:-5]), headers=GZIP),
+    "unpacks to much": message(base64_of(zlib.compress(b" " * 100_000_000)), headers=GZIP),
     "headers null": message(parts={"headers": None}),
-    "too many args": message([[1, 2, 3], {}, {}]),
-    "root_id a list": message(headers={"root_id": [], "parent_id": {}, "group": 7}),
-    "priority a text": message(properties={"priority": "x"}),
-    "priority huge": message(properties={"priority": 10**30}),
+    "headers empty": message(parts={"headers": {}}),
     "eta a number": message(headers={"eta": 7}),
     "eta a text": message(headers={"eta": "soon"}),
-    "eta year 1": message(headers={"eta": "0001-01-01T00:00:00+14:00"}),
-    "protocol 1": old(),
     "protocol 1, no id": old(id=None),
     "protocol 1, task a list": old(task=[]),
     # Each of these took one of the pool's two processes away for good.
@@ -147,6 +154,18 @@ REFUSED = {
     "protocol 1, time limits of texts": old(timelimit=["x", "y"]),
     "protocol 1, stamps a number": old(stamped_headers=5),
     "protocol 1, deep": old(shadow=nested(900)),
+}
+#: What Celery itself fails or takes in its stride.
+REFUSED = {
+    "unknown task": message(headers={"task": "no.such.task"}),
+    "content encoding unknown": message(parts={"content-encoding": "nothing"}),
+    "compression a list": message(headers={"compression": []}),
+    "too many args": message([[1, 2, 3], {}, {}]),
+    "root_id a list": message(headers={"root_id": [], "parent_id": {}, "group": 7}),
+    "priority a text": message(properties={"priority": "x"}),
+    "priority huge": message(properties={"priority": 10**30}),
+    "eta year 1": message(headers={"eta": "0001-01-01T00:00:00+14:00"}),
+    "protocol 1": old(),
 }
 
 
@@ -173,23 +192,52 @@ def works(worker: Manage) -> bool:
 
 
 def test_items_that_no_task_can_be_made_of_stop_no_worker(committed, broker):
-    malformed = [as_item(value) for value in MALFORMED.values()]
+    none_takes = MALFORMED | DROPPED
     with hostile_worker() as worker:
         worker.wait_for("ready.")
-        for item in malformed + [as_item(value) for value in REFUSED.values()]:
-            broker.lpush(QUEUE, item)
+        for value in [*none_takes.values(), *REFUSED.values()]:
+            broker.lpush(QUEUE, as_item(value))
         assert works(worker)
         kept = broker.lrange(QUARANTINE, 0, -1)
-        assert {name for name, value in MALFORMED.items() if not is_in(kept, value)} == set()
-        assert len(kept) == len(malformed)
-        assert worker.said().count(f"It is now in the broker's list {QUARANTINE}.") == len(malformed)
+        assert {name for name, value in none_takes.items() if not is_in(kept, value)} == set()
+        assert len(kept) == len(none_takes)
+        assert worker.said().count(f"It is now in the broker's list {QUARANTINE}.") == len(none_takes)
         assert worker.stop() == 0
     assert broker.hlen("unacked") == 0
     assert broker.llen(QUEUE) == 0
 
 
+def waiting(task_id: str, **fields) -> TaskRecord:
+    """A record that waits for its message to be taken."""
+    given = {"name": "sample.echo", "args": [task_id], "queue": QUEUE, "root_id": task_id, "published_at": Now()}
+    return TaskRecord.objects.create(task_id=task_id, **given | fields)
+
+
+def of_record(value: dict, task_id: str) -> dict:
+    return value | {"headers": value["headers"] | {"id": task_id, "gen": 1}}
+
+
+def test_the_record_of_a_message_that_no_worker_takes_is_told_and_fails_after_a_few(committed, broker):
+    of_tasks = {name: value for name, value in (MALFORMED | DROPPED).items() if sent_in(as_item(value))}
+    assert len(of_tasks) > 40
+    for name, value in of_tasks.items():
+        waiting(f"spoiled once: {name}")
+        waiting(f"spoiled again: {name}", refused=2)
+        for task_id in (f"spoiled once: {name}", f"spoiled again: {name}"):
+            broker.lpush(QUEUE, json.dumps(of_record(value, task_id)))
+    with hostile_worker() as worker:
+        worker.wait_for("ready.")
+        for name in of_tasks:
+            once = finished(SimpleNamespace(id=f"spoiled once: {name}"), timeout=40)
+            assert (once.state, once.refused, once.gen) == ("SUCCESS", 1, 2), name
+            again = finished(SimpleNamespace(id=f"spoiled again: {name}"), timeout=40)
+            assert (again.state, again.exc_type, again.attempt) == ("FAILURE", "MessageRefused", 0), name
+            assert "No worker could take its message, 3 times: " in again.exc_message
+        assert worker.stop() == 0
+
+
 def test_a_worker_starts_where_such_items_wait(committed, broker):
-    for value in [*MALFORMED.values(), *REFUSED.values()]:
+    for value in [*MALFORMED.values(), *DROPPED.values(), *REFUSED.values()]:
         broker.lpush(QUEUE, as_item(value))
     with hostile_worker() as worker:
         worker.wait_for("ready.")
@@ -213,7 +261,7 @@ def is_in(kept: list[bytes], value) -> bool:
     item = as_item(value)
     if (item if isinstance(item, bytes) else item.encode()) in kept:
         return True
-    return any(value == as_json(each) for each in kept)
+    return any(value in (each, each | {"headers": None}) for each in map(as_json, kept) if isinstance(each, dict))
 
 
 def as_json(item: bytes):

@@ -89,6 +89,14 @@ def time_limited():
     time.sleep(60)
 
 
+@shared_task(name="sample.request_attribute", bind=True, max_retries=3)
+def request_attribute(self, name: str, retries: int = 0):
+    """What a run is told under this name, after so many retries."""
+    if self.request.retries < retries:
+        raise self.retry(countdown=0.1)
+    return getattr(self.request, name)
+
+
 @shared_task(name="sample.pid")
 def pid():
     return os.getpid()

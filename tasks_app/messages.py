@@ -1,0 +1,399 @@
+"""What can become a message that a worker takes: one set of rules, by whatever road a task comes.
+
+A submit, a form, an import and a declaration are refused by them with the name of the field; a row that was written by
+SQL ends with the same words when it is to be published. Everything that passes can be encoded here, and decoded by a
+worker that has the same settings: formats and compressions are not looked up in a list, they are tried. What plain
+Celery's users may pass, and what Celery passes itself (retries send a request's headers again), goes through.
+"""
+
+import bz2
+import json
+import lzma
+import zlib
+from collections.abc import Callable, Collection, Iterable, Mapping
+from datetime import UTC, datetime
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
+
+from celery.app.task import Context
+from django.conf import settings
+from kombu import compression
+from kombu.serialization import registry
+from kombu.utils.json import JSONEncoder, loads
+
+from tasks_app.exceptions import InvalidSubmission
+
+if TYPE_CHECKING:
+    from tasks_app.models import TaskRecord
+
+#: Levels of lists and objects in arguments and options, and in a header or a property. Python reads and writes deep
+#: ones only as far as its stack allows at that point: what was just written here might not be read there.
+DEEPEST, DEEPEST_HEADER = 200, 40
+#: Characters of all headers together, and of any other text that a worker reads before the arguments.
+LONGEST_HEADER = 65_536
+
+#: Between which times lie that a record can hold, in any zone.
+TIMES = datetime(1, 1, 3, tzinfo=UTC), datetime(9999, 12, 30, tzinfo=UTC)
+#: Options that tell how to publish here and now, which the console does not: they are neither checked nor kept.
+OF_PUBLISHING = frozenset({"declare", "retry", "retry_policy", "timeout", "confirm_timeout", "event_dispatcher"})
+#: Headers by which a worker knows a task. (Celery's protocol 2; what kombu adds; the console's own.)
+_PROTOCOL = {
+    "lang", "task", "id", "root_id", "parent_id", "group", "group_index", "meth", "shadow", "eta", "expires", "retries",
+    "timelimit", "argsrepr", "kwargsrepr", "origin", "ignore_result", "replaced_task_nesting", "stamped_headers",
+    "stamps", "compression", "content-type", "content-encoding", "content_type", "content_encoding", "gen",
+}  # fmt: skip
+#: And those under which a task's request has its methods, or the console its own marks: a header would replace them.
+_OF_REQUEST = {name for name in dir(Context) if name.startswith("_") or callable(getattr(Context, name))}
+OWNED_HEADERS = frozenset(_PROTOCOL | _OF_REQUEST | {"claimed", "is_next", "next_run", "raised"})
+#: What is no option, since whatever makes a message has it from elsewhere: from the record, or from the transport.
+_NOT_OPTIONS = frozenset({
+    "task_id", "name", "args", "kwargs", "queue", "priority", "root_id", "parent_id", "group_id", "retries",
+    "countdown", "eta", "expires", "callbacks", "errbacks", "create_sent_event", "now", "timezone", "producer",
+    "publisher", "connection", "message", "body", "delivery_tag", "delivery_info", "body_encoding",
+})  # fmt: skip
+_SCALARS, _NESTED = (str, int, float, bool, type(None)), (dict, list, tuple)
+_encode = JSONEncoder().encode
+
+
+def check_record(record: "TaskRecord", accepts: frozenset[str]) -> None:
+    """Raises InvalidSubmission for names, ids, options and headers with which no worker would take its message.
+
+    `accepts`: the content types that workers accept. (For the arguments: `check_texts`.)
+    """
+    for field in ("name", "queue", "root_id"):
+        _require(field, getattr(record, field), is_id, _AN_ID)
+    for field in ("parent_id", "group_id"):
+        _require(field, getattr(record, field), _or_none(is_id), _AN_ID)
+    for field in ("eta", "expires"):
+        _require(field, getattr(record, field), _is_time, "a time between the years 1 and 9999")
+    _require("retries", record.retries, is_count, _A_COUNT)
+    options = record.options
+    if not isinstance(options, Mapping):
+        raise _wrong("options", options, "a JSON object")
+    if taken := sorted(_NOT_OPTIONS.intersection(options)):
+        raise InvalidSubmission(f"options: {', '.join(taken)} cannot be among them. Leave it out.")
+    check_options(options, accepts)
+
+
+def check_row(record: "TaskRecord", accepts: frozenset[str]) -> None:
+    """The same, with the arguments, for a row that anybody may have written. Raises InvalidSubmission."""
+    args, kwargs = record.args, record.kwargs
+    if not isinstance(args, list):
+        raise _wrong("args", args, f"a JSON list, at most {DEEPEST} levels deep")
+    if not isinstance(kwargs, dict):
+        raise _wrong("kwargs", kwargs, f"a JSON object, at most {DEEPEST} levels deep")
+    check_record(record, accepts)
+    options = record.options
+    if any(isinstance(each, _NESTED) for part in (args, kwargs.values(), options.values()) for each in part):
+        check_texts(_encode(args), _encode(kwargs), _encode(options), compressed="compression" in options)
+    elif "__type__" in kwargs:
+        check_texts("[]", _encode(kwargs))
+
+
+def check_texts(args: str, kwargs: str, options: str = "{}", compressed: bool = False) -> None:
+    """Raises InvalidSubmission for arguments and options, as JSON, that a worker could not decode, or unpack."""
+    for field, text, kind in (("args", args, list), ("kwargs", kwargs, dict), ("options", options, dict)):
+        if text.count("[") + text.count("{") > DEEPEST and _text_is_deeper(text):
+            raise InvalidSubmission(
+                f"{field}: nested more than {DEEPEST} levels deep. Pass it as a text, or a reference to the data."
+            )
+        if '"__type__"' in text:
+            _check_markers(field, text, kind)
+    if compressed and (length := len(args) + len(kwargs) + len(options)) > unpacked_max() - 1000:
+        raise InvalidSubmission(
+            f"compression: {length:,} bytes, and a worker unpacks {unpacked_max():,} at most. Leave compression out, "
+            "or pass a reference to the data."
+        )
+
+
+def check_options(options: Mapping[str, Any], accepts: frozenset[str]) -> None:
+    """Raises InvalidSubmission for options of `apply_async`, those of a signature included, that make no message."""
+    for name, value in options.items():
+        if value is None or name in OF_PUBLISHING:
+            continue
+        if (rule := _RULES.get(name)) is not None:
+            _require(name, value, *rule)
+        elif value.__class__ not in _SCALARS and name not in _CHECKED_APART:
+            _check_depth(name, value)
+    check_headers(options.get("headers"))
+    _check_format(options, accepts)
+    if stamps := options.get("stamped_headers"):
+        _check_stamps(stamps)
+    for name in _FOLLOWING & options.keys():
+        _check_following(name, options[name], accepts)
+
+
+def check_headers(headers: Mapping[str, Any] | None) -> None:
+    """Raises InvalidSubmission unless they are an object of names that are free, with values that JSON can carry."""
+    if headers is None:
+        return
+    if not isinstance(headers, Mapping):
+        raise _wrong("headers", headers, "an object, with texts as its keys")
+    length = 0
+    for name, value in headers.items():
+        if not isinstance(name, str):
+            raise InvalidSubmission(f"headers: the name of each must be a text, not {name!r:.80}.")
+        if name in OWNED_HEADERS:
+            raise InvalidSubmission(f"headers: {name} is set by Celery or the console itself. Use another name.")
+        length += len(name) + _length_of_header(name, value)
+    if length > LONGEST_HEADER:
+        raise InvalidSubmission(
+            f"headers: {length:,} characters, {LONGEST_HEADER:,} are allowed. Pass what is long as an argument."
+        )
+
+
+def _length_of_header(name: str, value: Any) -> int:
+    if isinstance(value, str):
+        return len(value)
+    if name == "headers":  # those that a request has, where tracing tools put theirs; a retry passes them as its own
+        check_headers(value)
+    elif name == "retry_policy" and isinstance(value, dict):
+        _require("headers: retry_policy.max_retries", value.get("max_retries"), _or_none(is_count), _A_COUNT)
+        _require("headers: retry_policy.backoff", value.get("backoff"), _or_none(is_seconds), _SECONDS)
+    if value.__class__ in _SCALARS:
+        return 8
+    _check_depth(f"headers: {name}", value)
+    text = _encoded(f"headers: {name}", value)
+    if '"__type__"' in text:
+        _check_markers(f"headers: {name}", text, object)
+    return len(text)
+
+
+def serializer_of(content_type: str) -> str:
+    """The name by which kombu knows a content type's format; a name is its own."""
+    return registry.type_to_name.get(content_type, content_type)
+
+
+def unpacked_max() -> int:
+    """Bytes that a compressed body may unpack to: one of a few KiB could fill a worker's memory."""
+    return 4 * (_most("TASK_ARGS_MAX_BYTES") + _most("TASK_RESULT_MAX_BYTES"))
+
+
+def unpacked(body: bytes, method: str) -> bytes:
+    """A message's body as it was before its compression, which is given up at `unpacked_max` bytes.
+
+    Raises ValueError, and whatever else the method raises. One that a project has registered itself, and brotli, which
+    cannot be bounded, are done first and measured then.
+    """
+    limit = unpacked_max()
+    if (make := _UNPACKERS.get(compression._aliases.get(method, method))) is None:
+        whole, is_whole = compression.decompress(body, method), True
+    else:
+        unpacker = make()
+        whole = unpacker.decompress(body, limit + 1)
+        is_whole = unpacker.eof
+    if len(whole) > limit:
+        raise ValueError(f"its body unpacks to more than {limit:,} bytes")
+    if not is_whole:
+        raise ValueError("its compressed body is cut off")
+    return whole
+
+
+def may_adopt(request: Any) -> str | None:
+    """Why a task that another producer sent is not to get a record, and not to run; None where it may."""
+    if not getattr(settings, "TASK_ADOPT_UNKNOWN", True):
+        return "its id has no record, and TASK_ADOPT_UNKNOWN is off"
+    try:
+        for name in ("id", "task"):
+            _require(name, getattr(request, name, None), is_id, _AN_ID)
+        for name in ("root_id", "parent_id", "group"):
+            value = getattr(request, name, None)
+            _require(name, value if isinstance(value, str) else None, _or_none(is_id), _AN_ID)
+        queue = (getattr(request, "delivery_info", None) or {}).get("routing_key")
+        _require("routing_key", queue or None, _or_none(is_id), _AN_ID)
+        args, kwargs = (_encoded(name, getattr(request, name, None) or kind()) for name, kind in _ARGUMENTS)
+        check_texts(args, kwargs)
+    except InvalidSubmission as error:
+        return str(error)
+    if (length := len(args) + len(kwargs)) > (most := _most("TASK_ARGS_MAX_BYTES")):
+        return f"its arguments are {length:,} bytes as JSON, {most:,} are allowed (TASK_ARGS_MAX_BYTES)"
+    return None
+
+
+def is_deeper(value: Any, levels: int) -> bool:
+    """Whether lists and objects nest more than `levels` deep within this one."""
+    layer = [value]
+    for _ in range(levels + 1):
+        layer = [child for each in layer for child in _children(each) if isinstance(child, _NESTED)]
+        if not layer:
+            return False
+    return True
+
+
+def is_id(value: Any) -> bool:
+    """Whether it is a text that a record can hold as an id, or a name."""
+    if not isinstance(value, str) or not 0 < len(value) <= 255 or "\x00" in value:
+        return False
+    return value.isascii() or not any("\ud800" <= each <= "\udfff" for each in value)
+
+
+def is_count(value: Any) -> bool:
+    return isinstance(value, int) and 0 <= value < 2**31
+
+
+def is_seconds(value: Any) -> bool:
+    """Whether a timer can wait for it: not NaN, nor what overflows one."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < 1e9
+
+
+def _most(setting: str) -> int:
+    """Not at import: a project's Celery app is made before the settings are known."""
+    return getattr(settings, setting, 1_048_576)
+
+
+def _or_none(fits: Callable[[Any], bool]) -> Callable[[Any], bool]:
+    return lambda value: value is None or fits(value)
+
+
+def _is_time(value: datetime | None) -> bool:
+    return value is None or TIMES[0] <= value <= TIMES[1]
+
+
+def _is_header_text(value: Any) -> bool:
+    return isinstance(value, str) and len(value) <= LONGEST_HEADER
+
+
+def _is_priority(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= 9
+
+
+def _are_texts(value: Any) -> bool:
+    return isinstance(value, list | tuple | set) and all(isinstance(each, str) for each in value)
+
+
+_AN_ID = "a text of 1 to 255 characters, without NUL"
+_A_COUNT, _A_TEXT = "a whole number from 0 up", f"a text of at most {LONGEST_HEADER:,} characters"
+_SECONDS = "a number of seconds from 0 up, below 1e9"
+_ARGUMENTS = ("args", list), ("kwargs", dict)
+_PARTS = ("args", list | tuple, "a list"), ("kwargs", Mapping, "an object"), ("options", Mapping, "an object")
+#: What an option must be, and that in words. Other options are properties of the message: anything that JSON can carry.
+_RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
+    **dict.fromkeys(("time_limit", "soft_time_limit", "expiration"), (is_seconds, _SECONDS)),
+    **dict.fromkeys(("argsrepr", "kwargsrepr", "shadow", "origin", "reply_to"), (_is_header_text, _A_TEXT)),
+    **dict.fromkeys(("serializer", "compression", "content_type", "content_encoding"), (_is_header_text, "a name")),
+    **dict.fromkeys(("retries", "replaced_task_nesting"), (is_count, _A_COUNT)),
+    "priority": (_is_priority, "a whole number from 0 (most urgent) to 9"),
+    "delivery_mode": (
+        lambda value: isinstance(value, int | str) and value in (1, 2, "transient", "persistent"),
+        '1, 2, "transient" or "persistent"',
+    ),
+    "stamped_headers": (_are_texts, "a list of names"),
+}
+#: Options that hold signatures: of what follows from the task's end.
+_FOLLOWING = {"link", "link_error", "chain", "chord"}
+_SHAPES = {"chord": (dict, "a signature"), "chain": (list | tuple, "a list of signatures")}
+_CHECKED_APART = _FOLLOWING | {"headers"}
+#: By content type, what makes an unpacker that stops at a length. (Python's own zstd has the interface of the others.)
+_UNPACKERS: dict[str, Callable[[], Any]] = {
+    "application/x-gzip": zlib.decompressobj,
+    "application/x-bz2": bz2.BZ2Decompressor,
+    "application/x-lzma": lambda: lzma.LZMADecompressor(memlimit=2**28),
+}
+if hasattr(compression, "zstd"):
+    _UNPACKERS["application/zstd"] = compression.zstd.ZstdDecompressor
+
+
+def _require(name: str, value: Any, fits: Callable[[Any], bool], what: str) -> None:
+    if not fits(value):
+        raise _wrong(name, value, what)
+
+
+def _wrong(name: str, value: Any, what: str) -> InvalidSubmission:
+    return InvalidSubmission(f"{name} must be {what}, not {value!r:.80}.")
+
+
+def _encoded(name: str, value: Any) -> str:
+    try:
+        return _encode(value)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise InvalidSubmission(f"{name}: JSON cannot carry it: {error}.") from error
+
+
+def _children(value: Any) -> Iterable:
+    return value.values() if isinstance(value, dict) else value
+
+
+def _check_depth(name: str, value: Any) -> None:
+    if isinstance(value, _NESTED) and is_deeper(value, DEEPEST_HEADER):
+        raise InvalidSubmission(f"{name}: nested more than {DEEPEST_HEADER} levels deep. Pass it as an argument.")
+
+
+def _text_is_deeper(text: str) -> bool:
+    try:
+        return is_deeper(json.loads(text), DEEPEST)
+    except RecursionError:
+        return True
+
+
+def _check_markers(field: str, text: str, kind: type) -> None:
+    try:
+        fits, reason = isinstance(loads(text), kind), "the whole would be taken for such a value"
+    except Exception as error:  # by whatever makes the value: types can be registered with kombu
+        fits, reason = False, f"{type(error).__name__}: {error}"
+    if not fits:
+        raise InvalidSubmission(
+            f"{field}: an object with the keys __type__ and __value__ is how kombu sends a value that JSON has not, "
+            f"and a worker cannot decode this one ({reason:.200}). Name its keys differently."
+        )
+
+
+def _check_format(options: Mapping[str, Any], accepts: frozenset[str]) -> None:
+    """That a worker can undo what is done to the body. A `content_type` goes before a `serializer`."""
+    field = "content_type" if options.get("content_type") is not None else "serializer"
+    if (name := options.get(field)) is not None:
+        _try_serializer(field, serializer_of(name), accepts)
+    if (method := options.get("compression")) is not None:
+        _try_compression(method)
+
+
+@lru_cache
+def _try_serializer(field: str, name: str, accepts: frozenset[str]) -> None:
+    known = "Take one of: " + ", ".join(sorted(registry.type_to_name.get(each, each) for each in accepts))
+    if registry.name_to_type.get(name) not in accepts:
+        raise InvalidSubmission(f"{field}: workers do not accept {name!r:.80} (accept_content). {known}.")
+    try:
+        content_type, encoding, body = registry.dumps(([], {}, {}), name)
+        registry.loads(body, content_type, encoding, accept=accepts)
+    except Exception as error:  # that of a library which is not there, or of a project's own format
+        raise InvalidSubmission(f"{field}: {name} does not work here: {error}. {known}.") from error
+
+
+@lru_cache
+def _try_compression(method: str) -> None:
+    try:
+        body, content_type = compression.compress(b"body", method)
+        works = unpacked(body, content_type) == b"body"
+    except Exception:  # mostly KeyError: of no such name
+        works = False
+    if not works:
+        known = ", ".join(sorted(compression._aliases))
+        raise InvalidSubmission(f"compression: there is none named {method!r:.80} here. Take one of: {known}.")
+
+
+def _check_stamps(names: Collection[str]) -> None:
+    if taken := sorted((_NOT_OPTIONS | _RULES.keys() | _CHECKED_APART | {"__type__"}).intersection(names)):
+        raise InvalidSubmission(f"stamped_headers: {', '.join(taken)} means something else. Use another name.")
+
+
+def _check_following(name: str, value: Any, accepts: frozenset[str]) -> None:
+    if value is None:
+        return
+    kind, what = _SHAPES.get(name, (dict | list | tuple, "a signature, or a list of them"))
+    if not isinstance(value, kind):
+        raise _wrong(name, value, what)
+    for each in [value] if isinstance(value, dict) else value:
+        _check_signature(name, each, accepts)
+
+
+def _check_signature(name: str, value: Any, accepts: frozenset[str]) -> None:
+    """Of a task; the tasks of a group or a chord among them are checked when they are sent."""
+    if not isinstance(value, dict) or not is_id(value.get("task")):
+        raise _wrong(name, value, "a signature, with the name of its task")
+    task = value["task"]
+    for part, kind, what in _PARTS:
+        if value.get(part) is not None and not isinstance(value[part], kind):
+            raise _wrong(f"{name}: {part} of {task}", value[part], what)
+    try:
+        check_options(value.get("options") or {}, accepts)
+    except InvalidSubmission as error:
+        raise InvalidSubmission(f"{name}: {task}: {error}") from error
