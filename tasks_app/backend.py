@@ -29,6 +29,7 @@ from tasks_app.models import TaskRecord, printable
 from tasks_app.notify import DUE_CHANNEL, notify
 from tasks_app.outbox import Successors, take_successors
 from tasks_app.statements import brief_transaction, execute
+from tasks_app.waiting import WaitingBackend
 
 logger = logging.getLogger(__name__)
 
@@ -70,7 +71,7 @@ class _Cancelled(Exception):
     """The run that failed, or was to be retried, had been asked to stop."""
 
 
-class RecordBackend(ChordBackend):
+class RecordBackend(WaitingBackend, ChordBackend):
     """Keeps results where django-celery-results does, and the console's record in step with them."""
 
     @cached_property

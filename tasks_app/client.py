@@ -100,7 +100,7 @@ class CeleryClient:
             time.sleep(1)  # a chord's body is recorded a moment after the last of its header has ended
             if self.get_status(task_id) is None:
                 raise TaskNotFound(f"No task was recorded under the id {task_id!r:.300}.")
-        return self.app.AsyncResult(task_id).get(timeout=timeout, propagate=propagate, interval=0.05)
+        return self.app.AsyncResult(task_id).get(timeout=timeout, propagate=propagate)
 
     def get_status(self, task_id: str) -> str | None:
         """A task's state, in Celery's words; None for an unknown id, PENDING for a later step of a workflow."""

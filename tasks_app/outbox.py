@@ -103,6 +103,9 @@ class RecordingCelery(Celery):
     control_cls = "tasks_app.control:RecordingControl"
 
     publisher = cached_property(Publisher)
+    AsyncResult = cached_property(
+        lambda self: self.subclass_with_self("tasks_app.waiting:RecordedResult", "AsyncResult", reverse="AsyncResult")
+    )
     # A look into Celery's configuration costs 19 µs.
     _default_priority = cached_property(lambda self: self.conf.task_default_priority)
     _inherits_priority = cached_property(lambda self: self.conf.task_inherit_parent_priority)
