@@ -72,7 +72,8 @@ def connections() -> dict[int, str]:
     from django.db import connection
 
     with connection.cursor() as cursor:
-        cursor.execute("SELECT pid, application_name FROM pg_stat_activity WHERE application_name = ANY(%s)", [[*WAITS]])
+        waiting = "SELECT pid, application_name FROM pg_stat_activity WHERE application_name = ANY(%s)"
+        cursor.execute(waiting, [list(WAITS)])
         return dict(cursor.fetchall())
 
 

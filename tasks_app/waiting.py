@@ -47,10 +47,11 @@ _STORED = (
 )  # fmt: skip
 _OURS = ("state", "exc_type", "exc_message")
 _COLUMNS = ("task_id", *_OURS, *_STORED)
+_FOUND = ", ".join([*(f"record.{name}" for name in _OURS), *(f"stored.{name}" for name in _STORED)])
 _READY = ", ".join(f"'{state}'" for state in states.READY_STATES)
 #: (A task that others sent and ran, past the console, has a result and no record.)
 _LOOK = f"""
-SELECT wanted.task_id, {", ".join(f"record.{name}" for name in _OURS)}, {", ".join(f"stored.{name}" for name in _STORED)}
+SELECT wanted.task_id, {_FOUND}
 FROM json_array_elements_text(%s) AS wanted(task_id)
 LEFT JOIN {TaskRecord._meta.db_table} AS record ON record.task_id = wanted.task_id
 LEFT JOIN {TaskResult._meta.db_table} AS stored ON stored.task_id = wanted.task_id
