@@ -49,12 +49,13 @@ _OURS = ("state", "exc_type", "exc_message")
 _COLUMNS = ("task_id", *_OURS, *_STORED)
 _FOUND = ", ".join([*(f"record.{name}" for name in _OURS), *(f"stored.{name}" for name in _STORED)])
 _READY = ", ".join(f"'{state}'" for state in states.READY_STATES)
-#: (A task that others sent and ran, past the console, has a result and no record.)
+#: (A task that others sent and ran, past the console, has a result and no record. LATERAL: the planner, which takes a
+#: JSON array for 100 rows whatever it holds, would rather read the whole of a table that it believes to be small.)
 _LOOK = f"""
 SELECT wanted.task_id, {_FOUND}
 FROM json_array_elements_text(%s) AS wanted(task_id)
-LEFT JOIN {TaskRecord._meta.db_table} AS record ON record.task_id = wanted.task_id
-LEFT JOIN {TaskResult._meta.db_table} AS stored ON stored.task_id = wanted.task_id
+LEFT JOIN LATERAL (SELECT * FROM {TaskRecord._meta.db_table} WHERE task_id = wanted.task_id LIMIT 1) AS record ON true
+LEFT JOIN LATERAL (SELECT * FROM {TaskResult._meta.db_table} WHERE task_id = wanted.task_id LIMIT 1) AS stored ON true
 WHERE %s OR record.state IN ({_READY}) OR stored.status IN ({_READY})
 """
 
