@@ -170,7 +170,7 @@ class WaitingBackend(DatabaseBackend):
             if on_interval:
                 on_interval()
             pause = 1.0 if away else _pause(waited, took, interval)
-            time.sleep(pause if timeout is None else max(0, min(pause, timeout - waited)))
+            time.sleep(pause if timeout is None else min(pause, timeout - waited))
 
     def _get_task_meta_for(self, task_id):
         """As django-celery-results tells it; where that has no result, as the record does."""

@@ -27,8 +27,8 @@ def clock(monkeypatch):
     clock = SimpleNamespace(now=0.0, then=[])
 
     def sleep(seconds: float) -> None:
-        assert seconds >= 0
         clock.now += seconds
+        assert clock.now < 100, "waits for ever"
         while clock.then and clock.then[0][0] <= clock.now:
             clock.then.pop(0)[1]()
 
@@ -147,6 +147,20 @@ def test_what_has_ended_is_not_asked_for_again(monkeypatch, looks):
     with pytest.raises(TimeoutError):
         group(*results).get(timeout=0.001)
     assert asked == ['["a", "b"]', '["b"]']
+
+
+def test_a_look_brings_nothing_of_what_has_not_ended(monkeypatch):
+    rows, execute = [], waiting.execute
+
+    def counted(*args):
+        cursor = execute(*args)
+        rows.append(cursor.rowcount)
+        return cursor
+
+    monkeypatch.setattr(waiting, "execute", counted)
+    with pytest.raises(TimeoutError):
+        group(of_record("a", state="STARTED"), ended("b", 2, "PROGRESS"), never()).get(timeout=0)
+    assert rows[-1] == 0
 
 
 def test_a_look_goes_down_two_indexes():
