@@ -325,29 +325,6 @@ class RecordBackend(WaitingBackend, ChordBackend):
         TaskRecord.objects.adopt(foreign_record(request, task_id, root_id=self._root))
         execute(sql, values)
 
-    def _get_task_meta_for(self, task_id):
-        """As django-celery-results tells it; where that has no result, as the record does."""
-        meta = super()._get_task_meta_for(task_id)
-        if meta["status"] in states.READY_STATES:
-            return meta
-        record = TaskRecord.objects.filter(task_id=task_id).first()
-        if record is None:
-            return meta
-        ended = record.state in states.READY_STATES
-        if ended:  # with no result, unless both came between the two looks
-            meta = super()._get_task_meta_for(task_id)
-        if meta["status"] == states.PENDING or (ended and meta["status"] not in states.READY_STATES):
-            meta["status"] = record.state
-            if record.state in states.EXCEPTION_STATES:
-                meta["result"] = self.exception_to_python(
-                    {"exc_type": record.exc_type, "exc_message": [record.exc_message], "exc_module": _module(record)}
-                )
-        return meta
-
-
-def _module(record) -> str:
-    return TaskRevokedError.__module__ if record.exc_type == TaskRevokedError.__name__ else "builtins"
-
 
 def _exception_words(result) -> tuple[str, str]:
     """Type and message of an exception as Celery's backends prepare it for JSON."""
