@@ -2,8 +2,8 @@
 
 A look returns nothing of what has not ended, and the results of what has: nothing needs to be read after it. A wait
 uses the connection that its thread has. It sees what that sees: within a transaction that is REPEATABLE READ or
-SERIALIZABLE nothing that came after its first statement, so give a `timeout` there; and within the transaction that
-submits a task no end of it, for its message goes out on commit.
+SERIALIZABLE nothing that came after its first statement, so give a `timeout` there; within the transaction that submits
+a task there is no end of it to see, for its message goes out on commit, and a wait says so.
 """
 
 import binascii
@@ -58,6 +58,18 @@ LEFT JOIN LATERAL (SELECT * FROM {TaskRecord._meta.db_table} WHERE task_id = wan
 LEFT JOIN LATERAL (SELECT * FROM {TaskResult._meta.db_table} WHERE task_id = wanted.task_id LIMIT 1) AS stored ON true
 WHERE %s OR record.state IN ({_READY}) OR stored.status IN ({_READY})
 """
+#: Of these tasks, one that the transaction at hand has written: a row that it sees although who wrote it goes on.
+#: (Rows hold the lower half of a transaction's number; what seems to be far ahead is of the round before.)
+_OWN = f"""
+SELECT record.task_id
+FROM json_array_elements_text(%s) AS wanted(task_id)
+JOIN {TaskRecord._meta.db_table} AS record ON record.task_id = wanted.task_id,
+    LATERAL (SELECT pg_snapshot_xmax(pg_current_snapshot())::text::bigint AS next) AS snapshot,
+    LATERAL (SELECT next - next %% 4294967296 + record.xmin::text::bigint AS number) AS writer,
+    LATERAL (SELECT CASE WHEN number > next + 1000000 THEN number - 4294967296 ELSE number END AS whole) AS rounded
+WHERE pg_xact_status(greatest(whole, 3)::text::xid8) = 'in progress'
+LIMIT 1
+"""
 
 
 class WaitingBackend(DatabaseBackend):
@@ -73,7 +85,8 @@ class WaitingBackend(DatabaseBackend):
     ):  # fmt: skip
         """Wait for one result, and look at its parents meanwhile where `get` follows them: its value.
 
-        Raises celery.exceptions.TimeoutError after `timeout` seconds, and the task's exception, or that of a parent.
+        Raises celery.exceptions.TimeoutError after `timeout` seconds, and the task's exception, or that of a parent;
+        RuntimeError where there is no timeout and the task was submitted in the transaction at hand.
         """
         self._ensure_not_eager()
         follows = getattr(on_interval, "fun", None)  # Celery's own: it raises the exception of a parent
@@ -151,9 +164,9 @@ class WaitingBackend(DatabaseBackend):
 
     def _looks(self, left: dict, timeout, interval, on_interval, is_told: bool) -> Iterator[list[dict]]:
         """What each look at what is left finds, with the pauses between them, until nothing is left."""
-        started = seen_at = time.monotonic()
+        started = seen_at = asked_at = time.monotonic()
         while left:
-            asked_at, away = time.monotonic(), None
+            away = None
             try:
                 found = list(self._metas(left, also_unended=is_told))
                 seen_at = time.monotonic()
@@ -167,10 +180,13 @@ class WaitingBackend(DatabaseBackend):
                 return
             if timeout is not None and waited >= timeout:
                 raise TimeoutError(_not_ended(left, timeout)) from away
+            if timeout is None and asked_at == started and (reason := _never_ending(left)):
+                raise RuntimeError(reason)
             if on_interval:
                 on_interval()
             pause = 1.0 if away else _pause(waited, took, interval)
             time.sleep(pause if timeout is None else min(pause, timeout - waited))
+            asked_at = time.monotonic()
 
     def _get_task_meta_for(self, task_id):
         """As django-celery-results tells it; where that has no result, as the record does."""
@@ -179,9 +195,9 @@ class WaitingBackend(DatabaseBackend):
 
     def _metas(self, task_ids: Iterable[str], also_unended: bool) -> Iterator[dict]:
         """What is known of these tasks, of those that have ended or of all, in their order."""
-        held = [task_id for task_id in task_ids if printable(task_id) == task_id]  # no other can be in Postgres
-        for start in range(0, len(held), BATCH):
-            batch = held[start : start + BATCH]
+        possible = _possible(task_ids)
+        for start in range(0, len(possible), BATCH):
+            batch = possible[start : start + BATCH]
             rows = {row[0]: row for row in execute(_LOOK, [json.dumps(batch), also_unended]).fetchall()}
             yield from (self._meta(rows[task_id]) for task_id in batch if task_id in rows)
 
@@ -241,6 +257,11 @@ def _outcome(node, meta: dict | None = None):
     return meta or node._cache or {"task_id": node.id, "status": states.PENDING, "result": None}  # ignored
 
 
+def _possible(task_ids: Iterable[str]) -> list[str]:
+    """Those of these ids that can be in Postgres."""
+    return [task_id for task_id in task_ids if printable(task_id) == task_id]
+
+
 def _pause(waited: float, took: float, interval: float | None) -> float:
     """Seconds until the next look, after a wait of `waited` and a look that took `took`."""
     interval = DEFAULT_INTERVAL if interval is None else interval
@@ -258,4 +279,17 @@ def _bear(error: Exception, away: float, timeout: float | None) -> None:
 
 def _not_ended(left: dict, timeout: float) -> str:
     first = next(iter(left))
-    return f"Not ended within {timeout} s: task {first:.300}" + (f" and {len(left) - 1} more" if len(left) > 1 else "")
+    others = f" and {len(left) - 1} more" if len(left) > 1 else ""
+    reason = _never_ending(left)
+    return f"Not ended within {timeout} s: task {first:.300}{others}" + (f". {reason}" if reason else "")
+
+
+def _never_ending(left: dict) -> str:
+    """Why one of these cannot end while it is waited for; "" where nothing is known against it."""
+    if not connection.in_atomic_block:
+        return ""
+    own = execute(_OWN, [json.dumps(_possible(left))]).fetchone()
+    return own and (
+        f"Task {own[0]} was submitted, or changed, in this transaction, which has not committed: no worker sees it. "
+        "Wait for its result after the `atomic` block."
+    )

@@ -110,9 +110,11 @@ def test_a_task_can_wait_for_others_where_it_says_so():
 
 
 def test_a_wait_within_a_transaction_sees_what_ends_meanwhile():
-    result = sleep.delay(0.5)
+    result, other = sleep.delay(0.5), sleep.delay(0.5)
     with transaction.atomic():
+        echo.delay("another")
         assert result.get(timeout=LIMIT) == 0.5
+        assert other.get() == 0.5
 
 
 def test_a_wait_within_a_transaction_that_sees_nothing_new_ends_with_its_timeout():
