@@ -11,7 +11,7 @@ from pathlib import Path
 
 from benchmarks.harness import Bar, Lab
 
-PARTS = ("submit", "worker", "schedules")
+PARTS = ("submit", "worker", "workflows", "schedules")
 PACKAGES = ("celery", "django", "django-celery-results", "django-celery-beat", "apscheduler", "psycopg", "redis")
 
 

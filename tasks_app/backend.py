@@ -29,10 +29,11 @@ from kombu.utils.functional import maybe_list
 from tasks_app import states
 from tasks_app.chords import ChordBackend
 from tasks_app.execution import aside, foreign_record, gen_of, patiently, request_of
-from tasks_app.models import TaskRecord, printable
+from tasks_app.models import FORGOTTEN, TaskRecord, printable
 from tasks_app.notify import DUE_CHANNEL, notify
 from tasks_app.outbox import Successors, gathered, take_successors
 from tasks_app.statements import brief_transaction, execute
+from tasks_app.waiting import WaitingBackend
 
 logger = logging.getLogger(__name__)
 
@@ -40,9 +41,6 @@ logger = logging.getLogger(__name__)
 RESULT_MAX: int = getattr(settings, "TASK_RESULT_MAX_BYTES", 1_048_576)
 #: Seconds for which a task that no worker knows is tried again: a deploy may bring one that does.
 UNREGISTERED_GRACE: float = getattr(settings, "TASK_UNREGISTERED_GRACE", 600)
-
-#: Note on a record whose result somebody has deleted, by Celery's `result.forget()`.
-FORGOTTEN = "Its result was forgotten"
 
 #: What was asked to stop ends as REVOKED, unless it had succeeded already.
 _CLOSE = f"""
@@ -77,7 +75,7 @@ class _Cancelled(Exception):
     """The run that failed, or was to be retried, had been asked to stop."""
 
 
-class RecordBackend(ChordBackend):
+class RecordBackend(WaitingBackend, ChordBackend):
     """Keeps results where django-celery-results does, and the console's record in step with them.
 
     An outcome is stored in three steps. What calls a project's code (encoders, signal handlers) is prepared; one
@@ -455,25 +453,6 @@ class RecordBackend(ChordBackend):
             note=FORGOTTEN, result_preview=""
         )
 
-    def _get_task_meta_for(self, task_id):
-        """As django-celery-results tells it; where that has no result, as the record does."""
-        meta = super()._get_task_meta_for(task_id)
-        if meta["status"] in states.READY_STATES:
-            return meta
-        record = TaskRecord.objects.filter(task_id=task_id).first()
-        if record is None or record.note == FORGOTTEN:
-            return meta
-        ended = record.state in states.READY_STATES
-        if ended:  # with no result, unless both came between the two looks
-            meta = super()._get_task_meta_for(task_id)
-        if meta["status"] == states.PENDING or (ended and meta["status"] not in states.READY_STATES):
-            meta["status"] = record.state
-            if record.state in states.EXCEPTION_STATES:
-                meta["result"] = self.exception_to_python(
-                    {"exc_type": record.exc_type, "exc_message": [record.exc_message], "exc_module": _module(record)}
-                )
-        return meta
-
 
 def _as_recorded(task_id: str, request):
     """A run's request as its record tells, where it is in force and has one."""
@@ -507,10 +486,6 @@ def _call_errbacks(errbacks: Iterable, request, exc: Exception, traceback) -> No
 
 def _words_of(result, state: str) -> tuple[str, str]:
     return _exception_words(result) if state in (*states.EXCEPTION_STATES, states.RETRY) else ("", "")
-
-
-def _module(record) -> str:
-    return TaskRevokedError.__module__ if record.exc_type == TaskRevokedError.__name__ else "builtins"
 
 
 def _exception_words(result) -> tuple[str, str]:

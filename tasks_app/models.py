@@ -20,6 +20,9 @@ from tasks_app.moves import GIVEN, PUBLISH_GRACE, TaskQuerySet
 #: Bytes of a task's arguments, as JSON; what a worker hands on within a workflow may be more.
 ARGS_MAX: int = getattr(settings, "TASK_ARGS_MAX_BYTES", 1_048_576)
 
+#: Note on a record whose result somebody has deleted, by Celery's `result.forget()`.
+FORGOTTEN = "Its result was forgotten"
+
 #: What people call the state that a task is in, and the rows that are in it. Views of `state`, not states.
 _FREE = models.Q(parked_at__isnull=True)
 PHASES = {

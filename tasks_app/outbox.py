@@ -119,6 +119,9 @@ class RecordingCelery(Celery):
     registry_cls = "tasks_app.guard:ClaimedTasks"
 
     publisher = cached_property(Publisher)
+    AsyncResult = cached_property(
+        lambda self: self.subclass_with_self("tasks_app.waiting:RecordedResult", "AsyncResult", reverse="AsyncResult")
+    )
     # A look into Celery's configuration costs 19 µs.
     _default_priority = cached_property(lambda self: self.conf.task_default_priority)
     _inherits_priority = cached_property(lambda self: self.conf.task_inherit_parent_priority)

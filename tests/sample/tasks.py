@@ -7,6 +7,7 @@ import time
 from asgiref.sync import sync_to_async
 from celery import group, shared_task
 from celery.exceptions import Ignore, Reject
+from celery.result import allow_join_result
 from django.db import connection
 
 from tasks_app.workers import register_worker_hooks
@@ -302,6 +303,28 @@ def one_at_once(self, tag: str, failures: int = 0):
     count(f"{tag} {self.request.id} {self.request.retries}")
     if self.request.retries < failures:
         raise self.retry(countdown=0.5)
+
+
+@shared_task(name="sample.waits_for")
+def waits_for(value, allowed: bool):
+    """Wait for two other tasks, within this one: as Celery allows it, or as it does not."""
+    results = group(echo.s(value), echo.s(value)).apply_async()
+    if not allowed:
+        return results.get(timeout=10)
+    with allow_join_result():
+        return [results.get(timeout=10), echo.delay(value).get(timeout=10, disable_sync_subtasks=False)]
+
+
+@shared_task(name="sample.makes_two", trail=True)
+def makes_two(value):
+    return [echo.delay(value).id, echo.delay(value).id]
+
+
+@shared_task(name="sample.reports", bind=True)
+def reports(self, steps: int):
+    for step in range(steps):
+        self.update_state(state="PROGRESS", meta={"step": step})
+        time.sleep(0.3)
 
 
 from tests.sample import behaving, instrumented, unchanged  # noqa: E402, F401
