@@ -3,7 +3,7 @@
 A thread of the worker's parent process renews, in one statement, the leases of the runs that its children are at, and
 of the messages that it holds for them. A run that ends before the first renewal costs nothing. The same statement
 tells which of them somebody asked to stop; and which are no longer this worker's, since it had been out of reach for
-longer than a lease: their processes are killed.
+longer than a lease: the processes that are at them still are killed.
 """
 
 import logging
@@ -13,7 +13,6 @@ import threading
 import time
 from contextlib import suppress
 
-from celery import current_app
 from celery.platforms import signals
 from celery.worker import state
 from django.conf import settings
@@ -32,14 +31,17 @@ SHUTDOWN_GRACE: float = getattr(settings, "WORKER_SHUTDOWN_GRACE", 25.0)
 class Leases(threading.Thread):
     """Renews each third of a lease; `hand_back_after` begins the end."""
 
-    def __init__(self):
+    def __init__(self, app):
         super().__init__(name="leases", daemon=True)
+        self.app = app
         self._woken = threading.Event()
         self._hand_back_at: float | None = None
         self._ended = False
         self._is_complete = True
+        self._taken_away: set[tuple[str, int]] = set()
 
     def run(self) -> None:
+        self.app.set_current()
         while not self._ended:
             try:
                 self._renew()
@@ -59,9 +61,12 @@ class Leases(threading.Thread):
         self._hand_back_at = time.monotonic() + seconds
         self._woken.set()
 
-    def stop(self) -> None:
+    def stop(self, timeout: float = 5) -> None:
+        """End the thread; returns when it has, or after `timeout` seconds."""
         self._ended = True
         self._woken.set()
+        if self.is_alive():
+            self.join(timeout)
 
     def _pause(self) -> float:
         if self._hand_back_at is None:
@@ -70,25 +75,37 @@ class Leases(threading.Thread):
 
     def _renew(self) -> None:
         # What runs is no longer reserved once the broker's connection was lost: Celery forgets what it had fetched.
-        known = _snapshot(state.reserved_requests) | _snapshot(state.active_requests)
+        known = self._known(state.reserved_requests) | self._known(state.active_requests)
         held = {(request.id, _gen(request)): request for request in known if _in_time(request)}
         if not held:
             return
         mine = TaskRecord.objects.renew(held)
-        gone = [message for message, request in held.items() if request.id not in mine]  # most have ended just now
-        taken_away = TaskRecord.objects.taken_away(gone) if gone else set()
         for request in held.values():
             runs, stop_signal = mine.get(request.id, (False, ""))
             if runs and stop_signal:
                 self._stop_run(request, stop_signal)
-            elif request.id in taken_away and _kill(request, signal.SIGKILL):
-                logger.warning("Task %s was revoked, or went elsewhere meanwhile: killed.", request.id)
+        gone = {message: request for message, request in held.items() if request.id not in mine}
+        self._kill_taken_away(gone)  # most have ended just now
         self._is_complete = not gone
+
+    def _known(self, requests) -> set:
+        """Not those of another app's worker in this process."""
+        return {request for request in _snapshot(requests) if request.app is self.app}
+
+    def _kill_taken_away(self, gone: dict) -> None:
+        """Kill the processes whose runs others have ended. At the second look: by then a process that was refused the
+        claim of such a message, having been at an earlier run of the same task, is at something else."""
+        runs = {message: request.worker_pid for message, request in gone.items() if _has_child(request)}
+        taken_away = TaskRecord.objects.taken_away(runs) if runs else set()
+        for message in taken_away & self._taken_away:
+            if _kill(gone[message], signal.SIGKILL):
+                logger.warning("Task %s was revoked, or went elsewhere meanwhile: killed.", message[0])
+        self._taken_away = taken_away
 
     def _stop_run(self, request, stop_signal: str) -> None:
         """From here, and not from the worker's own thread: that one may be waiting for a broker to come back."""
         if _kill(request, signals.signum(stop_signal)):
-            current_app.backend.mark_as_revoked(request.id, "terminated", request._context)
+            self.app.backend.mark_as_revoked(request.id, "terminated", request._context)
 
     def _end(self) -> None:
         self._hand_back_at = None
@@ -103,10 +120,10 @@ class Leases(threading.Thread):
     def _hand_back(self) -> None:
         """Hand back what is held. A run whose task may be repeated waits for another worker; any other has failed."""
         reason = f"its worker was told to end, and the run took longer than {SHUTDOWN_GRACE:g} s"
-        running = _snapshot(state.active_requests)
-        waiting = _snapshot(state.reserved_requests) - running
+        running = self._known(state.active_requests)
+        waiting = self._known(state.reserved_requests) - running
         for request in running:
-            current_app.backend.mark_as_released(request.id, _gen(request), reason)
+            self.app.backend.mark_as_released(request.id, _gen(request), reason)
         TaskRecord.objects.mark_handed_back([(request.id, _gen(request)) for request in waiting])
         logger.warning("Ends with %d runs and %d messages handed back.", len(running), len(waiting))
         for request in running:
@@ -129,11 +146,17 @@ def _in_time(request) -> bool:
     return not (limit and request.time_start and time.time() > request.time_start + limit + LEASE)
 
 
+def _has_child(request) -> bool:
+    return request in state.active_requests and request.worker_pid not in (None, os.getpid())
+
+
 def _kill(request, number: int) -> bool:
-    """Signal the child that is at a run; False where there is none any more, or where the run has no child."""
-    if request not in _snapshot(state.active_requests) or request.worker_pid in (None, os.getpid()):
-        return False
+    """Signal the child that is at a run; False where there is none any more, or where the run has no child.
+
+    Whether it is at that run is asked at the last moment: its next one is another task's.
+    """
     with suppress(ProcessLookupError):
-        os.kill(request.worker_pid, number)
-        return True
+        if _has_child(request):
+            os.kill(request.worker_pid, number)
+            return True
     return False

@@ -102,6 +102,10 @@ class RecordingCelery(Celery):
     task_cls = "tasks_app.execution:ConsoleTask"
     control_cls = "tasks_app.control:RecordingControl"
 
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.steps["worker"].add("tasks_app.workers:Upkeep")
+
     publisher = cached_property(Publisher)
     # A look into Celery's configuration costs 19 µs.
     _default_priority = cached_property(lambda self: self.conf.task_default_priority)

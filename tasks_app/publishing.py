@@ -270,6 +270,7 @@ class Marker:
         self._start_lock = threading.Lock()
         self._queue: queue.SimpleQueue[list[tuple[str, int]]] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
+        self._hurry, self._resting = threading.Event(), threading.Event()
 
     def add(self, records: Iterable[TaskRecord]) -> None:
         self._queue.put([(record.task_id, record.gen) for record in records])
@@ -291,15 +292,26 @@ class Marker:
                 logger.warning("%d messages not marked as published, they go out again: %s", len(batch), error)
                 connections.close_all()
 
+    def rest(self, timeout: float = 5) -> None:
+        """Have the thread mark what waits, and give its connection back; returns when it has, or after `timeout`
+        seconds."""
+        if self._thread is not None:
+            self._resting.clear()
+            self._hurry.set()
+            self._queue.put([])
+            self._resting.wait(timeout)
+
     def _run(self) -> None:
         while True:
             try:
-                first = self._queue.get(timeout=self.IDLE)
+                first = self._queue.get(timeout=0 if self._hurry.is_set() else self.IDLE)
             except queue.Empty:
                 connections.close_all()
+                self._hurry.clear()
+                self._resting.set()
                 first = self._queue.get()
             self._queue.put(first)
-            threading.Event().wait(self.GATHER)
+            self._hurry.wait(self.GATHER)
             try:
                 self.flush()
             except Exception:  # they go out again; a thread that is gone would mark nothing any more
