@@ -15,6 +15,7 @@ from contextlib import suppress
 
 from celery.platforms import signals
 from celery.worker import state
+from celery.worker.request import Request
 from django.conf import settings
 from django.db import DatabaseError, connections
 
@@ -24,8 +25,14 @@ from tasks_app.moves import LEASE
 
 logger = logging.getLogger(__name__)
 
+#: Seconds after which a run that was terminated, by a signal that its process ignores or takes its time about, is
+#: killed; and where the worker ends.
+TERMINATE_GRACE, TERMINATE_GRACE_AT_END = 10.0, 1.0
 #: Seconds from SIGTERM until a worker lets go of what it still runs.
 SHUTDOWN_GRACE: float = getattr(settings, "WORKER_SHUTDOWN_GRACE", 25.0)
+
+#: The runs whose processes were sent a signal, and when, until these are known to have gone.
+terminated: dict[Request, float] = {}
 
 
 class Leases(threading.Thread):
@@ -45,6 +52,7 @@ class Leases(threading.Thread):
         while not self._ended:
             try:
                 self._renew()
+                self._kill_terminated()
             except DatabaseError as error:
                 logger.warning("Leases not renewed: %s", str(error).strip())
                 connections.close_all()
@@ -69,9 +77,12 @@ class Leases(threading.Thread):
             self.join(timeout)
 
     def _pause(self) -> float:
-        if self._hand_back_at is None:
-            return LEASE / 3 if self._is_complete else min(1.0, LEASE / 3)  # some may be locked by others just now
-        return min(LEASE / 3, max(self._hand_back_at - time.monotonic(), 0))
+        pause = LEASE / 3
+        if terminated or not self._is_complete:  # some may be locked by others just now
+            pause = min(pause, 1.0)
+        if self._hand_back_at is not None:
+            pause = min(pause, max(self._hand_back_at - time.monotonic(), 0))
+        return pause
 
     def _renew(self) -> None:
         # What runs is no longer reserved once the broker's connection was lost: Celery forgets what it had fetched.
@@ -104,8 +115,20 @@ class Leases(threading.Thread):
 
     def _stop_run(self, request, stop_signal: str) -> None:
         """From here, and not from the worker's own thread: that one may be waiting for a broker to come back."""
-        if _kill(request, signals.signum(stop_signal)):
+        if _kill(request, effective(signals.signum(stop_signal))):
+            terminated[request] = time.monotonic()
             self.app.backend.mark_as_revoked(request.id, "terminated", request._context)
+
+    def _kill_terminated(self) -> None:
+        """Celery lets go of a run when it has sent the signal; its own end would wait for a process that is there."""
+        grace = TERMINATE_GRACE if self._hand_back_at is None else TERMINATE_GRACE_AT_END
+        for request, since in list(terminated.items()):
+            job = request._apply_result and request._apply_result()
+            if job is None or job.ready():
+                del terminated[request]
+            elif time.monotonic() - since >= grace:
+                with suppress(ProcessLookupError):
+                    os.kill(request.worker_pid, signal.SIGKILL)
 
     def _end(self) -> None:
         self._hand_back_at = None
@@ -144,6 +167,12 @@ def _in_time(request) -> bool:
     """Whether it can still be at work: one past its hard limit, whose worker does nothing about it, is given up."""
     limit = request.time_limits[0] or request.task.time_limit
     return not (limit and request.time_start and time.time() > request.time_start + limit + LEASE)
+
+
+def effective(number: int) -> int:
+    """The signal that ends a pool's child where this one was asked for: all ignore SIGINT, since a terminal's Ctrl-C,
+    which is meant for the worker, reaches them too."""
+    return signal.SIGTERM if number == signal.SIGINT else number
 
 
 def _has_child(request) -> bool:

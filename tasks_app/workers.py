@@ -9,16 +9,19 @@ import inspect
 import logging
 import os
 import threading
+import time
 from collections.abc import Awaitable, Callable, Container
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from weakref import WeakSet
 
 from asgiref.sync import SyncToAsync, sync_to_async
+from billiard.common import TERM_SIGNAME
 from celery import bootsteps, current_app
 from celery.apps.worker import Worker
 from celery.concurrency import prefork, thread
 from celery.exceptions import ImproperlyConfigured
+from celery.platforms import signals
 from celery.signals import worker_process_init, worker_process_shutdown, worker_shutting_down
 from celery.worker.request import Request
 from click import ClickException
@@ -28,7 +31,7 @@ from kombu.exceptions import OperationalError
 
 from tasks_app import checks
 from tasks_app.execution import close_event_loop, event_loop_runner
-from tasks_app.leases import SHUTDOWN_GRACE, Leases
+from tasks_app.leases import SHUTDOWN_GRACE, Leases, effective, terminated
 from tasks_app.maintenance import Relay
 from tasks_app.publishing import marker
 
@@ -196,6 +199,11 @@ if os.environ.get("FORKED_BY_MULTIPROCESSING"):  # a child that was not forked k
 
 class ConsoleRequest(Request):
     """A message's run, as the worker's parent process sees it."""
+
+    def terminate(self, pool, signal=None):
+        super().terminate(pool, effective(signals.signum(signal or TERM_SIGNAME)))
+        if self.worker_pid:
+            terminated[self] = time.monotonic()
 
     def on_failure(self, exc_info, send_failed_event=True, return_ok=False):
         exc = getattr(exc_info.exception, "exc", exc_info.exception)
