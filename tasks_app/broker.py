@@ -61,7 +61,7 @@ def not_promised(app: Celery) -> list[str]:
     missing = []
     if getattr(transport, "driver_type", None) != "redis":
         missing = [
-            "Messages that it loses are not found: their tasks wait until somebody publishes them again.",
+            "Messages that are lost are not found: their tasks wait until somebody publishes them again.",
             "What priority 0 means is its own to say: for RabbitMQ it is the least urgent.",
             "While it hangs, a submit may take longer than a second.",
         ]

@@ -1,7 +1,7 @@
 """What `manage.py check` finds in the Celery apps of this process; workers and schedulers say it when they start."""
 
 import logging
-from collections.abc import Iterator
+import sys
 
 from celery import Celery, _state
 from django.core.checks import CheckMessage, Error, Warning, register, run_checks
@@ -10,6 +10,11 @@ from tasks_app.outbox import RecordingCelery
 
 #: The tags of this console's checks, of those that need no database.
 TASKS, SCHEDULING = "tasks", "scheduling"
+#: The tasks that Celery brings along.
+BUILT_IN = {
+    "celery.accumulate", "celery.backend_cleanup", "celery.chain", "celery.chord", "celery.chord_unlock",
+    "celery.chunks", "celery.group", "celery.map", "celery.ping", "celery.starmap",
+}  # fmt: skip
 
 
 def say_found(logger: logging.Logger) -> None:
@@ -22,24 +27,34 @@ def say_found(logger: logging.Logger) -> None:
 @register(TASKS)
 def tasks_are_recorded(app_configs, **_) -> list[CheckMessage]:
     """What another app than a RecordingCelery sends runs unrecorded."""
-    recorded = {name for app in _apps(RecordingCelery) for name in app.tasks}
     hint = "Make the app by tasks_app.outbox.RecordingCelery, or silence this check where that is meant."
     found: list[CheckMessage] = []
-    for app in _apps(Celery):
+    recorded = {name for app in _recording_apps() for name in app.tasks}
+    for app in _apps():
         if not isinstance(app, RecordingCelery):
-            own = sorted(name for name in app.tasks if name not in recorded and not name.startswith("celery."))
-            what = f"Task {', '.join(own)}" if own else "What is sent"
-            found.append(
-                Warning(f"{what} by the Celery app {app.main!r} runs unrecorded.", hint=hint, id="tasks_app.W002")
-            )
+            own = sorted(_own_tasks(app) | app.tasks.keys() - recorded - BUILT_IN)
+            what = f" ({', '.join(own)})" if own else ""
+            words = f"The Celery app {app.main!r} is no RecordingCelery: what it sends{what} runs unrecorded."
+            found.append(Warning(words, hint=hint, id="tasks_app.W002"))
     return found
+
+
+def _own_tasks(app: Celery) -> set[str]:
+    """The names of the tasks that this app was asked to make; not of those that it shares with the other apps.
+
+    (Celery gives all to all. What an app was asked for it knows until it binds them; then, what their modules hold.)
+    """
+    made = list(app._pending)
+    app.finalize()
+    made += [getattr(sys.modules.get(task.__module__), type(task).__name__, None) for task in app.tasks.values()]
+    return {task.name for task in made if getattr(task, "app", None) is app} - BUILT_IN
 
 
 @register(TASKS)
 def limits_and_uniqueness_can_be_kept(app_configs, **_) -> list[CheckMessage]:
     from tasks_app import limits, uniqueness
 
-    tasks = [task for app in _apps(RecordingCelery) for task in app.tasks.values()]
+    tasks = [task for app in _recording_apps() for task in app.tasks.values()]
     problems = {
         (task.name, problem) for task in tasks for problem in (*limits.problems(task), *uniqueness.problems(task))
     }
@@ -51,7 +66,7 @@ def broker_can_be_asked(app_configs, **_) -> list[CheckMessage]:
     from tasks_app import broker
 
     hint = "Use a broker that speaks the Redis protocol; or silence this check, if you need none of that."
-    found = {" ".join(broker.not_promised(app)) for app in _apps(RecordingCelery)}
+    found = {" ".join(broker.not_promised(app)) for app in _recording_apps()}
     return [
         Warning(f"The console promises less with this broker. {words}", hint=hint, id="tasks_app.W003")
         for words in sorted(found)
@@ -59,9 +74,14 @@ def broker_can_be_asked(app_configs, **_) -> list[CheckMessage]:
     ]
 
 
-def _apps(kind: type[Celery]) -> Iterator[Celery]:
-    """The Celery apps of this process, with their tasks bound, in a fixed order."""
-    for app in sorted(_state._get_active_apps(), key=lambda app: (str(app.main), id(app))):
-        if isinstance(app, kind):
-            app.finalize()
-            yield app
+def _apps() -> list[Celery]:
+    """The Celery apps of this process, in a fixed order."""
+    return sorted(_state._get_active_apps(), key=lambda app: (str(app.main), id(app)))
+
+
+def _recording_apps() -> list[RecordingCelery]:
+    """Of these those that record, with their tasks bound."""
+    apps = [app for app in _apps() if isinstance(app, RecordingCelery)]
+    for app in apps:
+        app.finalize()
+    return apps
