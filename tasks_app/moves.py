@@ -59,7 +59,8 @@ class TaskQuerySet(models.QuerySet["TaskRecord"]):
         A message that a process was refused the claim of is none: it was revoked, or out of force, before it ran.
         """
         rows = self.filter(task_id__in={task_id for task_id, _ in runs})
-        closed = rows.filter(models.Q(state=states.REVOKED) | models.Q(exc_type="WorkerLostError"))
+        lost = models.Q(state=states.FAILURE, exc_type="WorkerLostError")  # not a repeat, which still tells of the last
+        closed = rows.filter(models.Q(state=states.REVOKED) | lost)
         ended = set(closed.values_list("task_id", "gen", "worker_pid"))
         attempts = rows.values_list("task_id", "attempts__worker_pid", "gen")
         repeated = {(task_id, pid): gen for task_id, pid, gen in attempts}
