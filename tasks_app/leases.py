@@ -13,6 +13,7 @@ import threading
 import time
 from contextlib import suppress
 
+from celery.local import Proxy
 from celery.platforms import signals
 from celery.worker import state
 from celery.worker.request import Request
@@ -40,7 +41,7 @@ class Leases(threading.Thread):
 
     def __init__(self, app):
         super().__init__(name="leases", daemon=True)
-        self.app = app
+        self.app = _itself(app)
         self._woken = threading.Event()
         self._hand_back_at: float | None = None
         self._ended = False
@@ -101,7 +102,7 @@ class Leases(threading.Thread):
 
     def _known(self, requests) -> set:
         """Not those of another app's worker in this process."""
-        return {request for request in _snapshot(requests) if request.app is self.app}
+        return {request for request in _snapshot(requests) if _itself(request.app) is self.app}
 
     def _kill_taken_away(self, gone: dict) -> None:
         """Kill the processes whose runs others have ended. At the second look: by then a process that was refused the
@@ -157,6 +158,11 @@ def _snapshot(requests) -> set:
     while True:
         with suppress(RuntimeError):  # the worker's own thread changes it meanwhile
             return set(requests)
+
+
+def _itself(app):
+    """A worker may have been given the proxy `current_app`."""
+    return app._get_current_object() if isinstance(app, Proxy) else app
 
 
 def _gen(request) -> int:

@@ -79,6 +79,7 @@ class Upkeep(bootsteps.StartStopStep):
             worker.pool.executor = ThreadPoolExecutor(worker.pool.limit, initializer=worker.app.set_current)
 
     def start(self, worker):
+        worker.app.set_current()  # by which `solo` finds its tasks; start_worker of another app makes that the default
         if isinstance(worker, Worker):  # not in a test, each of which would say it again
             checks.say_found(logger)
         if not self.has_children:
@@ -137,7 +138,7 @@ class WorkerRelay(Relay):
         self.app = app
 
     def run(self) -> None:
-        self.app.set_current()  # a worker of another app, within a test, makes that one everybody's default
+        self.app.set_current()
         super().run()
 
 
