@@ -8,19 +8,19 @@ All functions but `is_readable` raise kombu's OperationalError where the broker 
 
 import logging
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import uuid4
 
-from celery import current_app
+from celery import Celery, current_app
 from kombu.exceptions import OperationalError
 from kombu.utils.json import dumps
 from redis import Redis
 
 from tasks_app.models import TaskRecord
-from tasks_app.transport import Channel, sent_in
+from tasks_app.transport import Channel, Transport, sent_in
 
 logger = logging.getLogger(__name__)
 
@@ -56,7 +56,31 @@ class Held:
 
 def is_readable() -> bool:
     """Whether the broker is of a kind that can be asked: one that speaks the Redis protocol. Does not connect."""
-    return current_app.connection_for_write().get_transport_cls().driver_type == "redis"
+    return getattr(_transport(current_app), "driver_type", None) == "redis"
+
+
+def not_promised(app: Celery) -> list[str]:
+    """What the console does not promise with this app's broker, in sentences. Does not connect."""
+    transport = _transport(app)
+    missing = []
+    if getattr(transport, "driver_type", None) != "redis":
+        missing = [
+            "Messages that are lost are not found: their tasks wait until somebody publishes them again.",
+            "What priority 0 means is its own to say: for RabbitMQ it is the least urgent.",
+            "While it hangs, a submit may take longer than a second.",
+        ]
+    if not issubclass(transport, Transport):
+        missing.append("Items that are no messages, or forged ones, are not set aside: they may stop a worker.")
+    if getattr(transport, "driver_type", None) == "memory":
+        missing.append("Messages stay in the memory of the process that sends them: no other one's worker gets them.")
+    return missing
+
+
+def _transport(app: Celery) -> type:
+    """Its class; where that cannot be loaded, one of which nothing is known."""
+    with suppress(ImportError, LookupError):
+        return app.connection_for_write().get_transport_cls()
+    return object
 
 
 def held(queues: Iterable[str], limit: int = 5000) -> Held:

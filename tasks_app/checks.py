@@ -1,44 +1,87 @@
-from celery import current_app
-from django.core.checks import Error, Warning, register
+"""What `manage.py check` finds in the Celery apps of this process; workers and schedulers say it when they start."""
+
+import logging
+import sys
+
+from celery import Celery, _state
+from django.core.checks import CheckMessage, Error, Warning, register, run_checks
+
+from tasks_app.outbox import RecordingCelery
+
+#: The tags of this console's checks, of those that need no database.
+TASKS, SCHEDULING = "tasks", "scheduling"
+#: The tasks that Celery brings along.
+BUILT_IN = {
+    "celery.accumulate", "celery.backend_cleanup", "celery.chain", "celery.chord", "celery.chord_unlock",
+    "celery.chunks", "celery.group", "celery.map", "celery.ping", "celery.starmap",
+}  # fmt: skip
 
 
-@register()
-def tasks_are_recorded(app_configs, **_):
-    """Each task must have the base class that claims it, or it would run unrecorded."""
-    from tasks_app.execution import ConsoleTask
-
-    return [
-        Error(
-            f"Task {name} is not a ConsoleTask: it would run without a claim.",
-            hint="Leave out its `base`, or derive that from tasks_app.execution.ConsoleTask.",
-            id="tasks_app.E001",
-        )
-        for name, task in sorted(current_app._tasks.items())
-        if not isinstance(task, ConsoleTask)
-    ]
+def say_found(logger: logging.Logger) -> None:
+    """Log what this console's own checks find; what starts goes on. A worker with one bad task is better than none."""
+    for found in run_checks(tags=[TASKS, SCHEDULING]):
+        if not found.is_silenced():
+            logger.log(found.level, "%s", found)
 
 
-@register()
-def limits_and_uniqueness_can_be_kept(app_configs, **_):
+@register(TASKS)
+def tasks_are_recorded(app_configs, **_) -> list[CheckMessage]:
+    """What another app than a RecordingCelery sends runs unrecorded."""
+    hint = "Make the app by tasks_app.outbox.RecordingCelery, or silence this check where that is meant."
+    found: list[CheckMessage] = []
+    recorded = {name for app in _recording_apps() for name in app.tasks}
+    for app in _apps():
+        if not isinstance(app, RecordingCelery):
+            own = sorted(_own_tasks(app) | app.tasks.keys() - recorded - BUILT_IN)
+            what = f" ({', '.join(own)})" if own else ""
+            words = f"The Celery app {app.main!r} is no RecordingCelery: what it sends{what} runs unrecorded."
+            found.append(Warning(words, hint=hint, id="tasks_app.W002"))
+    return found
+
+
+def _own_tasks(app: Celery) -> set[str]:
+    """The names of the tasks that this app was asked to make; not of those that it shares with the other apps.
+
+    (Celery gives all to all. What an app was asked for it knows until it binds them; then, what their modules hold.)
+    """
+    made = list(app._pending)
+    app.finalize()
+    made += [getattr(sys.modules.get(task.__module__), type(task).__name__, None) for task in app.tasks.values()]
+    return {task.name for task in made if getattr(task, "app", None) is app} - BUILT_IN
+
+
+@register(TASKS)
+def limits_and_uniqueness_can_be_kept(app_configs, **_) -> list[CheckMessage]:
     from tasks_app import limits, uniqueness
 
+    tasks = [task for app in _recording_apps() for task in app.tasks.values()]
+    problems = {
+        (task.name, problem) for task in tasks for problem in (*limits.problems(task), *uniqueness.problems(task))
+    }
+    return [Error(f"Task {name}: {problem}.", id="tasks_app.E002") for name, problem in sorted(problems)]
+
+
+@register(TASKS)
+def broker_can_be_asked(app_configs, **_) -> list[CheckMessage]:
+    from tasks_app import broker
+
+    hint = "Use a broker that speaks the Redis protocol; or silence this check, if you need none of that."
+    found = {" ".join(broker.not_promised(app)) for app in _recording_apps()}
     return [
-        Error(f"Task {name}: {problem}.", id="tasks_app.E002")
-        for name, task in sorted(current_app._tasks.items())
-        for problem in (*limits.problems(task), *uniqueness.problems(task))
+        Warning(f"The console promises less with this broker. {words}", hint=hint, id="tasks_app.W003")
+        for words in sorted(found)
+        if words
     ]
 
 
-@register()
-def claims_are_not_skipped(app_configs, **_):
-    from tasks_app.execution import ConsoleTask
+def _apps() -> list[Celery]:
+    """The Celery apps of this process, in a fixed order."""
+    return sorted(_state._get_active_apps(), key=lambda app: (str(app.main), id(app)))
 
-    return [
-        Warning(
-            f"Task {name} overrides before_start, where a run is claimed.",
-            hint="Call super().before_start(task_id, args, kwargs) first; silence this check once you do.",
-            id="tasks_app.W001",
-        )
-        for name, task in sorted(current_app._tasks.items())
-        if type(task).before_start is not ConsoleTask.before_start
-    ]
+
+def _recording_apps() -> list[RecordingCelery]:
+    """Of these those that record, with their tasks bound."""
+    apps = [app for app in _apps() if isinstance(app, RecordingCelery)]
+    for app in apps:
+        app.finalize()
+    return apps

@@ -124,13 +124,17 @@ invariant(
     FROM {_TASKS} AS task JOIN {_RESULTS} AS result USING (task_id)
     WHERE task.finished_at >= %(since)s AND result.status <> task.state
         AND task.state IN ('SUCCESS', 'FAILURE', 'REVOKED')
+        AND result.status IN ('SUCCESS', 'FAILURE', 'REVOKED')  -- not what a run before the last one left there
     """,
 )
 invariant(
     "no success without a run",
-    "What succeeded was claimed, and ran.",
+    "What succeeded was claimed, and ran. (What ran eagerly was in no queue.)",
     "Something wrote to the table, or stored a result, past the console.",
-    f"SELECT task_id FROM {_TASKS} WHERE finished_at >= %(since)s AND state = 'SUCCESS' AND attempt = 0",
+    f"""
+    SELECT task_id FROM {_TASKS}
+    WHERE finished_at >= %(since)s AND state = 'SUCCESS' AND attempt = 0 AND queue <> ''
+    """,
 )
 invariant(
     "lost within limits",

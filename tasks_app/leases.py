@@ -3,7 +3,7 @@
 A thread of the worker's parent process renews, in one statement, the leases of the runs that its children are at, and
 of the messages that it holds for them. A run that ends before the first renewal costs nothing. The same statement
 tells which of them somebody asked to stop; and which are no longer this worker's, since it had been out of reach for
-longer than a lease: their processes are killed.
+longer than a lease: the processes that are at them still are killed.
 """
 
 import logging
@@ -13,36 +13,48 @@ import threading
 import time
 from contextlib import suppress
 
-from celery import current_app
+from celery.local import Proxy
 from celery.platforms import signals
 from celery.worker import state
+from celery.worker.request import Request
 from django.conf import settings
 from django.db import DatabaseError, connections
 
-from tasks_app.execution import gen_of
+from tasks_app.execution import busy_threads, gen_of
 from tasks_app.models import TaskRecord
 from tasks_app.moves import LEASE
 
 logger = logging.getLogger(__name__)
 
+#: Seconds after which a run that was terminated, by a signal that its process ignores or takes its time about, is
+#: killed; and where the worker ends.
+TERMINATE_GRACE, TERMINATE_GRACE_AT_END = 10.0, 1.0
 #: Seconds from SIGTERM until a worker lets go of what it still runs.
 SHUTDOWN_GRACE: float = getattr(settings, "WORKER_SHUTDOWN_GRACE", 25.0)
+
+#: The runs whose processes were sent a signal, and when, until these are known to have gone.
+terminated: dict[Request, float] = {}
 
 
 class Leases(threading.Thread):
     """Renews each third of a lease; `hand_back_after` begins the end."""
 
-    def __init__(self):
+    def __init__(self, app):
         super().__init__(name="leases", daemon=True)
+        self.app = _itself(app)
         self._woken = threading.Event()
         self._hand_back_at: float | None = None
         self._ended = False
         self._is_complete = True
+        self._taken_away: set[tuple[str, int]] = set()
 
     def run(self) -> None:
+        self.app.set_current()
+        busy_threads.add(threading.get_ident())
         while not self._ended:
             try:
                 self._renew()
+                self._kill_terminated()
             except DatabaseError as error:
                 logger.warning("Leases not renewed: %s", str(error).strip())
                 connections.close_all()
@@ -52,6 +64,7 @@ class Leases(threading.Thread):
                 self._end()
             self._woken.wait(self._pause())
             self._woken.clear()
+        busy_threads.discard(threading.get_ident())
         connections.close_all()
 
     def hand_back_after(self, seconds: float) -> None:
@@ -59,36 +72,66 @@ class Leases(threading.Thread):
         self._hand_back_at = time.monotonic() + seconds
         self._woken.set()
 
-    def stop(self) -> None:
+    def stop(self, timeout: float = 5) -> None:
+        """End the thread; returns when it has, or after `timeout` seconds."""
         self._ended = True
         self._woken.set()
+        if self.is_alive():
+            self.join(timeout)
 
     def _pause(self) -> float:
-        if self._hand_back_at is None:
-            return LEASE / 3 if self._is_complete else min(1.0, LEASE / 3)  # some may be locked by others just now
-        return min(LEASE / 3, max(self._hand_back_at - time.monotonic(), 0))
+        pause = LEASE / 3
+        if terminated or not self._is_complete:  # some may be locked by others just now
+            pause = min(pause, 1.0)
+        if self._hand_back_at is not None:
+            pause = min(pause, max(self._hand_back_at - time.monotonic(), 0))
+        return pause
 
     def _renew(self) -> None:
         # What runs is no longer reserved once the broker's connection was lost: Celery forgets what it had fetched.
-        known = _snapshot(state.reserved_requests) | _snapshot(state.active_requests)
+        known = self._known(state.reserved_requests) | self._known(state.active_requests)
         held = {(request.id, _gen(request)): request for request in known if _in_time(request)}
         if not held:
             return
         mine = TaskRecord.objects.renew(held)
-        gone = [message for message, request in held.items() if request.id not in mine]  # most have ended just now
-        taken_away = TaskRecord.objects.taken_away(gone) if gone else set()
         for request in held.values():
             runs, stop_signal = mine.get(request.id, (False, ""))
             if runs and stop_signal:
                 self._stop_run(request, stop_signal)
-            elif request.id in taken_away and _kill(request, signal.SIGKILL):
-                logger.warning("Task %s was revoked, or went elsewhere meanwhile: killed.", request.id)
+        gone = {message: request for message, request in held.items() if request.id not in mine}
+        self._kill_taken_away(gone)  # most have ended just now
         self._is_complete = not gone
+
+    def _known(self, requests) -> set:
+        """Not those of another app's worker in this process."""
+        return {request for request in _snapshot(requests) if _itself(request.app) is self.app}
+
+    def _kill_taken_away(self, gone: dict) -> None:
+        """Kill the processes whose runs others have ended. At the second look: by then a process that was refused the
+        claim of such a message, having been at an earlier run of the same task, is at something else."""
+        runs = {message: request.worker_pid for message, request in gone.items() if _has_child(request)}
+        taken_away = TaskRecord.objects.taken_away(runs) if runs else set()
+        for message in taken_away & self._taken_away:
+            if _kill(gone[message], signal.SIGKILL):
+                logger.warning("Task %s was revoked, or went elsewhere meanwhile: killed.", message[0])
+        self._taken_away = taken_away
 
     def _stop_run(self, request, stop_signal: str) -> None:
         """From here, and not from the worker's own thread: that one may be waiting for a broker to come back."""
-        if _kill(request, signals.signum(stop_signal)):
-            current_app.backend.mark_as_revoked(request.id, "terminated", request._context)
+        if _kill(request, effective(signals.signum(stop_signal))):
+            terminated[request] = time.monotonic()
+            self.app.backend.mark_as_revoked(request.id, "terminated", request._context)
+
+    def _kill_terminated(self) -> None:
+        """Celery lets go of a run when it has sent the signal; its own end would wait for a process that is there."""
+        grace = TERMINATE_GRACE if self._hand_back_at is None else TERMINATE_GRACE_AT_END
+        for request, since in list(terminated.items()):
+            job = request._apply_result and request._apply_result()
+            if job is None or job.ready():
+                del terminated[request]
+            elif time.monotonic() - since >= grace:
+                with suppress(ProcessLookupError):
+                    os.kill(request.worker_pid, signal.SIGKILL)
 
     def _end(self) -> None:
         self._hand_back_at = None
@@ -103,10 +146,10 @@ class Leases(threading.Thread):
     def _hand_back(self) -> None:
         """Hand back what is held. A run whose task may be repeated waits for another worker; any other has failed."""
         reason = f"its worker was told to end, and the run took longer than {SHUTDOWN_GRACE:g} s"
-        running = _snapshot(state.active_requests)
-        waiting = _snapshot(state.reserved_requests) - running
+        running = self._known(state.active_requests)
+        waiting = self._known(state.reserved_requests) - running
         for request in running:
-            current_app.backend.mark_as_released(request.id, _gen(request), reason)
+            self.app.backend.mark_as_released(request.id, _gen(request), reason)
         TaskRecord.objects.mark_handed_back([(request.id, _gen(request)) for request in waiting])
         logger.warning("Ends with %d runs and %d messages handed back.", len(running), len(waiting))
         for request in running:
@@ -119,6 +162,11 @@ def _snapshot(requests) -> set:
             return set(requests)
 
 
+def _itself(app):
+    """A worker may have been given the proxy `current_app`."""
+    return app._get_current_object() if isinstance(app, Proxy) else app
+
+
 def _gen(request) -> int:
     return gen_of(request._context)
 
@@ -129,11 +177,23 @@ def _in_time(request) -> bool:
     return not (limit and request.time_start and time.time() > request.time_start + limit + LEASE)
 
 
+def effective(number: int) -> int:
+    """The signal that ends a pool's child where this one was asked for: all ignore SIGINT, since a terminal's Ctrl-C,
+    which is meant for the worker, reaches them too."""
+    return signal.SIGTERM if number == signal.SIGINT else number
+
+
+def _has_child(request) -> bool:
+    return request in state.active_requests and request.worker_pid not in (None, os.getpid())
+
+
 def _kill(request, number: int) -> bool:
-    """Signal the child that is at a run; False where there is none any more, or where the run has no child."""
-    if request not in _snapshot(state.active_requests) or request.worker_pid in (None, os.getpid()):
-        return False
+    """Signal the child that is at a run; False where there is none any more, or where the run has no child.
+
+    Whether it is at that run is asked at the last moment: its next one is another task's.
+    """
     with suppress(ProcessLookupError):
-        os.kill(request.worker_pid, number)
-        return True
+        if _has_child(request):
+            os.kill(request.worker_pid, number)
+            return True
     return False

@@ -7,7 +7,7 @@ that woke up after its task went elsewhere, change nothing.
 The statements that every task pays for (insert, claim) are written by hand; the ORM would double their cost.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -68,14 +68,21 @@ class TaskQuerySet(models.QuerySet["TaskRecord"]):
         old = models.Q(lease_until=None, started_at__lt=Now() - timedelta(days=1))
         return self.filter(old | models.Q(lease_until__lt=Now()), state=states.STARTED).order_by("pk")
 
-    def taken_away(self, messages: Iterable[tuple[str, int]]) -> set[str]:
-        """Of the runs of these messages, those that somebody else has ended: rescued, or revoked."""
-        gens = dict(messages)
-        rows = self.filter(task_id__in=gens).values_list("task_id", "gen", "state", "exc_type")
+    def taken_away(self, runs: Mapping[tuple[str, int], int]) -> set[tuple[str, int]]:
+        """Of the runs of these messages, with the processes that claimed them, those that somebody else has ended.
+
+        A message that a process was refused the claim of is none: it was revoked, or out of force, before it ran.
+        """
+        rows = self.filter(task_id__in={task_id for task_id, _ in runs})
+        lost = models.Q(state=states.FAILURE, exc_type="WorkerLostError")  # not a repeat, which still tells of the last
+        closed = rows.filter(models.Q(state=states.REVOKED) | lost)
+        ended = set(closed.values_list("task_id", "gen", "worker_pid"))
+        attempts = rows.values_list("task_id", "attempts__worker_pid", "gen")
+        repeated = {(task_id, pid): gen for task_id, pid, gen in attempts}
         return {
-            task_id
-            for task_id, gen, state, exc_type in rows
-            if gen > gens[task_id] or state == states.REVOKED or exc_type == "WorkerLostError"
+            (task_id, gen)
+            for (task_id, gen), pid in runs.items()
+            if (task_id, gen, pid) in ended or repeated.get((task_id, pid), 0) > gen
         }
 
     def unclaimed(self, grace: float):

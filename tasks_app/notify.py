@@ -50,7 +50,7 @@ class Listener:
         return bool(ready)
 
     def wake(self) -> None:
-        with suppress(BlockingIOError):  # enough wake-ups wait already
+        with suppress(OSError):  # enough wake-ups wait already, or it was closed just now
             self._waker.send(b".")
 
     def close(self) -> None:

@@ -118,6 +118,10 @@ class RecordingCelery(Celery):
     control_cls = "tasks_app.control:RecordingControl"
     registry_cls = "tasks_app.guard:ClaimedTasks"
 
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.steps["worker"].add("tasks_app.workers:Upkeep")
+
     publisher = cached_property(Publisher)
     AsyncResult = cached_property(
         lambda self: self.subclass_with_self("tasks_app.waiting:RecordedResult", "AsyncResult", reverse="AsyncResult")

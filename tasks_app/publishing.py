@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 from celery import signals
 from celery.utils.nodenames import anon_nodename
 from celery.utils.saferepr import saferepr
-from django.db import DatabaseError, connections
+from django.db import DatabaseError, connection, connections
 from kombu import pools
 from kombu.common import maybe_declare
 from kombu.exceptions import BatchPublishError, OperationalError
@@ -339,8 +339,9 @@ class Marker:
     What is lost when the process is killed goes out twice, and the claim drops the second.
     """
 
-    #: Seconds to gather marks, well within PUBLISH_GRACE, and to keep an idle connection.
-    GATHER, IDLE = 0.25, 5
+    #: Seconds to gather marks, well within PUBLISH_GRACE, and to keep an idle connection: less than Postgres waits for
+    #: one where a test database is dropped.
+    GATHER, IDLE = 0.25, 3
 
     def __init__(self):
         self.reset()
@@ -349,9 +350,13 @@ class Marker:
         self._start_lock = threading.Lock()
         self._queue: queue.SimpleQueue[list[tuple[str, int]]] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
+        self._hurry, self._resting = threading.Event(), threading.Event()
 
     def add(self, records: Iterable[TaskRecord]) -> None:
-        self._queue.put([(record.task_id, record.gen) for record in records])
+        messages = [(record.task_id, record.gen) for record in records]
+        if connection.in_atomic_block:  # a test's, which calls within it what waits for its commit
+            return self._mark(messages)
+        self._queue.put(messages)
         if self._thread is None:
             with self._start_lock:
                 if self._thread is None:
@@ -360,25 +365,38 @@ class Marker:
 
     def flush(self) -> None:
         """Mark here and now what waits."""
-        batch = self._drain()
-        if batch:
-            from tasks_app.models import TaskRecord
+        if batch := self._drain():
+            self._mark(batch)
 
-            try:
-                TaskRecord.objects.mark_published(batch)
-            except DatabaseError as error:
-                logger.warning("%d messages not marked as published, they go out again: %s", len(batch), error)
-                connections.close_all()
+    def _mark(self, batch: list[tuple[str, int]]) -> None:
+        from tasks_app.models import TaskRecord
+
+        try:
+            TaskRecord.objects.mark_published(batch)
+        except DatabaseError as error:
+            logger.warning("%d messages not marked as published, they go out again: %s", len(batch), error)
+            connections.close_all()
+
+    def rest(self, timeout: float = 5) -> None:
+        """Have the thread mark what waits, and give its connection back; returns when it has, or after `timeout`
+        seconds."""
+        if self._thread is not None:
+            self._resting.clear()
+            self._hurry.set()
+            self._queue.put([])
+            self._resting.wait(timeout)
 
     def _run(self) -> None:
         while True:
             try:
-                first = self._queue.get(timeout=self.IDLE)
+                first = self._queue.get(timeout=0 if self._hurry.is_set() else self.IDLE)
             except queue.Empty:
                 connections.close_all()
+                self._hurry.clear()
+                self._resting.set()
                 first = self._queue.get()
             self._queue.put(first)
-            threading.Event().wait(self.GATHER)
+            self._hurry.wait(self.GATHER)
             try:
                 self.flush()
             except Exception:  # they go out again; a thread that is gone would mark nothing any more

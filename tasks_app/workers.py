@@ -1,30 +1,44 @@
-"""What a worker does besides running tasks: hooks around its pool children, the relay in its parent process."""
+"""What our workers do besides running tasks: hooks around the pool's children; relay and leases in their parent.
+
+All of it hangs on one bootstep, which RecordingCelery gives to each worker of its own: those of `manage.py celery
+worker` have it, those within a test (celery.contrib.testing) too, and those of another app in this process do not.
+"""
 
 import asyncio
 import inspect
 import logging
+import os
 import threading
-from collections.abc import Awaitable, Callable
+import time
+from collections.abc import Awaitable, Callable, Container
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from weakref import WeakSet
 
-from celery import current_app
-from celery.signals import (
-    worker_init,
-    worker_process_init,
-    worker_process_shutdown,
-    worker_ready,
-    worker_shutdown,
-    worker_shutting_down,
-)
+from asgiref.sync import SyncToAsync, sync_to_async
+from billiard.common import TERM_SIGNAME
+from billiard.exceptions import WorkerLostError
+from celery import bootsteps, current_app
+from celery._state import _task_stack
+from celery.apps.worker import Worker
+from celery.concurrency import prefork, thread
+from celery.exceptions import ImproperlyConfigured
+from celery.platforms import signals
+from celery.signals import worker_process_init, worker_process_shutdown, worker_shutting_down
+from celery.worker import state
 from celery.worker.request import Request
+from click import ClickException
 from django.db import DatabaseError, connection, connections
+from django.db.backends.signals import connection_created
 from kombu.exceptions import OperationalError
 
+from tasks_app import checks
 from tasks_app.coroutines import close_event_loop, event_loop_runner
-from tasks_app.leases import SHUTDOWN_GRACE, Leases
+from tasks_app.execution import busy_threads, gen_of
+from tasks_app.leases import SHUTDOWN_GRACE, Leases, effective, terminated
 from tasks_app.maintenance import Relay
-from tasks_app.publishing import marker
+from tasks_app.models import TaskRecord
+from tasks_app.publishing import GEN_HEADER, marker
 
 logger = logging.getLogger(__name__)
 
@@ -32,8 +46,6 @@ Hook = Callable[[], object | Awaitable[object]]
 
 _on_startup: list[Hook] = []
 _on_shutdown: list[Hook] = []
-_relay: Relay | None = None
-_leases: Leases | None = None
 
 
 def register_worker_hooks(on_startup: Hook | None = None, on_shutdown: Hook | None = None) -> None:
@@ -47,10 +59,115 @@ def register_worker_hooks(on_startup: Hook | None = None, on_shutdown: Hook | No
             hooks.append(hook)
 
 
-@worker_init.connect
-def prepare_children(**_) -> None:
-    # Not sooner: Celery's Django fixup, which throws inherited connections away, has to come first in each child.
-    worker_process_init.connect(start_child)
+class UnsupportedPool(ImproperlyConfigured, ClickException):
+    """A worker was asked for with a pool that the console does not work with. (Celery's command line shows it so.)"""
+
+
+class Upkeep(bootsteps.StartStopStep):
+    """Relay and leases beside a worker's consumer, from when its pool has started until its pool has ended."""
+
+    requires = ("celery.worker.components:Pool",)
+
+    def __init__(self, worker, **kwargs):
+        _refuse_green(worker.pool_cls)
+        super().__init__(worker, **kwargs)
+        self.has_children = issubclass(worker.pool_cls, prefork.TaskPool)
+        if self.has_children:
+            # Only now: Celery's Django fixup, which throws inherited connections away, has to come first in each.
+            worker_process_init.connect(start_child, sender=worker.hostname)
+            worker_process_shutdown.connect(end_child, sender=worker.hostname)
+        worker_shutting_down.connect(self.begin_end, sender=worker.hostname)
+
+    def create(self, worker):
+        self.relay, self.leases = WorkerRelay(worker.app), Leases(worker.app)
+        if isinstance(worker.pool, thread.TaskPool):
+            worker.pool.executor = ThreadPoolExecutor(worker.pool.limit, initializer=worker.app.set_current)
+
+    def start(self, worker):
+        worker.app.set_current()  # by which `solo` finds its tasks; start_worker of another app makes that the default
+        if isinstance(worker, Worker):  # not in a test, each of which would say it again
+            checks.say_found(logger)
+        if self.has_children:
+            busy_threads.add(threading.get_ident())
+        else:
+            own = threading.current_thread()
+            self.opened = Opened(lambda: {own, *getattr(getattr(worker.pool, "executor", None), "_threads", ())})
+            start_child()
+        self.relay.start()
+        self.leases.start()
+
+    def begin_end(self, **_):
+        """The process was told to end. Called in a signal's handler: whatever blocks must be done by another thread."""
+        threading.Thread(target=self._begin_end, daemon=True).start()
+
+    def _begin_end(self):
+        self.leases.hand_back_after(SHUTDOWN_GRACE)
+        self.relay.stop()
+
+    def stop(self, worker):
+        worker.pool.stop()  # sooner than by its own step: its runs need their leases to the last
+        self._end(worker)
+
+    def terminate(self, worker):
+        if self.has_children:
+            worker.pool.terminate()
+        else:
+            worker.pool.stop()  # a thread cannot be ended from outside; this waits for it
+        self._end(worker)
+
+    def _end(self, worker):
+        busy_threads.discard(threading.get_ident())
+        self.relay.stop()
+        self.leases.stop()
+        marker.rest()
+        if not self.has_children:
+            _call_shutdown_hooks()
+            close_event_loop()
+            self.opened.close()
+        close_database()
+        worker_process_init.disconnect(start_child, sender=worker.hostname)
+        worker_process_shutdown.disconnect(end_child, sender=worker.hostname)
+        worker_shutting_down.disconnect(self.begin_end, sender=worker.hostname)
+
+
+def _refuse_green(pool_cls) -> None:
+    if pool_cls.is_green:
+        name = pool_cls.__module__.rpartition(".")[2]
+        raise UnsupportedPool(
+            f"The pool {name} does not work with the console: each of its green threads would hold a connection to "
+            "Postgres of its own, and what was imported before it patches Python's sockets would block them all. "
+            "Use `-P prefork`, or `-P threads` for tasks that mostly wait."
+        )
+
+
+class WorkerRelay(Relay):
+    def __init__(self, app):
+        super().__init__()
+        self.app = app
+
+    def run(self) -> None:
+        self.app.set_current()
+        super().run()
+
+
+class Opened:
+    """The connections to the database that some threads open, in coroutines too, to be closed when they have ended."""
+
+    def __init__(self, threads: Callable[[], Container[threading.Thread]]):
+        self.threads = threads
+        self.connections: WeakSet = WeakSet()
+        connection_created.connect(self._note)
+
+    def _note(self, connection, **_) -> None:
+        if threading.current_thread() in self.threads():
+            self.connections.add(connection)
+
+    def close(self) -> None:
+        connection_created.disconnect(self._note)
+        for each in self.connections:
+            each.inc_thread_sharing()
+            each.close()
+        asyncio.run(sync_to_async(connections.close_all)())  # where coroutines use the ORM, in a thread that lives on
 
 
 def start_child(**_) -> None:
@@ -64,51 +181,76 @@ def start_child(**_) -> None:
                 hook()
 
 
-@worker_process_shutdown.connect
 def end_child(**_) -> None:
     marker.flush()
     with ThreadPoolExecutor() as side:
         side.submit(close_broker)
         close_database()
-        event_loop_runner().run(_call_all(_on_shutdown))
+        _call_shutdown_hooks()
     close_event_loop()
 
 
-@worker_ready.connect
-def start_threads(**_) -> None:
-    global _relay, _leases
-    _relay, _leases = Relay(), Leases()
-    _relay.start()
-    _leases.start()
+def _call_shutdown_hooks() -> None:
+    if _on_shutdown:
+        event_loop_runner().run(_call_all(_on_shutdown))
 
 
-@worker_shutting_down.connect
-def begin_end(**_) -> None:
-    # Called in a signal's handler: whatever waits for the same thread, or blocks, must be done by another.
-    threading.Thread(target=_begin_end, daemon=True).start()
+def _renew_executor() -> None:
+    """That of asgiref, whose thread runs the ORM for coroutines: a child would wait for its parent's for ever."""
+    SyncToAsync.single_thread_executor = ThreadPoolExecutor(max_workers=1)
 
 
-def _begin_end() -> None:
-    if _leases is not None:
-        _leases.hand_back_after(SHUTDOWN_GRACE)
-    if _relay is not None:
-        _relay.stop()
-
-
-@worker_shutdown.connect
-def stop_leases(**_) -> None:
-    if _leases is not None:
-        _leases.stop()
+os.register_at_fork(after_in_child=_renew_executor)
+if os.environ.get("FORKED_BY_MULTIPROCESSING"):  # a child that was not forked knows nothing of its parent's bootsteps
+    worker_process_init.connect(start_child)
+    worker_process_shutdown.connect(end_child)
 
 
 class ConsoleRequest(Request):
     """A message's run, as the worker's parent process sees it."""
 
+    def __init__(self, message, *args, **kwargs):
+        super().__init__(message, *args, **kwargs)
+        self.is_recorded = GEN_HEADER in self._request_dict
+        if self.is_recorded:
+            self._eta = self._expires = None  # the record's to say, whatever the message does
+
+    def revoked(self):
+        """As Celery judges it, but that an id which was revoked once may be given to a new task."""
+        if self.is_recorded and self.id in state.revoked and not self._already_revoked and self._waits():
+            return False
+        return super().revoked()
+
+    def _waits(self) -> bool:
+        with suppress(DatabaseError):
+            return TaskRecord.objects.waiting().filter(task_id=self.id, gen=gen_of(self._context)).exists()
+        return False
+
+    def terminate(self, pool, signal=None):
+        super().terminate(pool, effective(signals.signum(signal or TERM_SIGNAME)))
+        if self.worker_pid:
+            terminated[self] = time.monotonic()
+
     def on_failure(self, exc_info, send_failed_event=True, return_ok=False):
         exc = getattr(exc_info.exception, "exc", exc_info.exception)
         if isinstance(exc, MemoryError):  # at which Celery would end the worker; the task has failed, that is all
             exc_info.exception = RuntimeError(f"MemoryError: {exc}")
+        is_lost = isinstance(exc, WorkerLostError | SystemExit | KeyboardInterrupt) and not self._already_revoked
+        if is_lost and self.task.acks_late and self.task.reject_on_worker_lost and not self.task.retry_on_worker_lost:
+            # Celery puts the message back, which is void by then, and tells nobody.
+            self.task.backend.mark_as_lost(self.id, gen_of(self._context), f"its process has ended: {exc!r:.300}")
         return super().on_failure(exc_info, send_failed_event, return_ok)
+
+    def _retry_worker_lost(self, exc, exc_info):
+        """As the run itself would retry: what Celery sends then is the run's next one."""
+        self._context.called_directly = False
+        _task_stack.push(self.task)
+        self.task.request_stack.push(self._context)
+        try:
+            return super()._retry_worker_lost(exc, exc_info)
+        finally:
+            self.task.request_stack.pop()
+            _task_stack.pop()
 
 
 def open_database() -> None:

@@ -3,6 +3,7 @@
 from datetime import UTC, datetime, timedelta
 
 import pytest
+from celery import current_app
 from django.core.management import CommandError, call_command
 from django.db import connection
 from django.utils import timezone
@@ -13,6 +14,7 @@ from tasks_app import health
 from tasks_app.doctor import INVARIANTS, examine
 from tasks_app.management.commands.doctor import duration
 from tasks_app.models import TaskAttempt, TaskRecord
+from tests.sample.tasks import echo, fail, flaky, ignored
 
 pytestmark = pytest.mark.django_db
 
@@ -162,6 +164,30 @@ def test_what_is_in_order_violates_nothing():
     assert violated() == {}
 
 
+def test_a_task_that_was_revoked_between_two_retries_is_in_order():
+    finished(state="REVOKED", attempt=1)
+    result("bad", "RETRY")
+    assert violated() == {}
+
+
+@pytest.fixture
+def eager():
+    current_app.conf.update(task_always_eager=True, task_store_eager_result=True)
+    yield
+    current_app.conf.update(task_always_eager=False, task_store_eager_result=False)
+
+
+def test_eager_runs_are_in_order_with_their_results_stored_or_not(eager):
+    for stored in (True, False):
+        current_app.conf.task_store_eager_result = stored
+        assert echo.delay(1).get() == echo.apply((1,)).get() == 1
+        assert (echo.s(1) | echo.s()).delay().get() == 1
+        assert flaky.apply((1, 0)).get() == 1
+        assert fail.apply(("x",)).state == "FAILURE"
+        assert ignored.apply().state == "IGNORED"
+    assert violated(patience=0) == {}
+
+
 def test_what_ended_before_the_time_looked_at_is_left_alone():
     finished(finished_at=ago(hours=25), attempt=0)
     assert violated() == {}
@@ -202,6 +228,16 @@ def test_without_a_ledger_it_asks_the_parts(capsys):
     assert capsys.readouterr().out.splitlines() == [
         "ok   the database answers", "ok   its tables are up to date", "ok   the broker answers",
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize("url", ["memory://", "amqp://", "sqs://", "filesystem://"])
+def test_what_is_not_promised_with_another_broker_is_said_and_no_fault(url, capsys, monkeypatch):
+    monkeypatch.setenv("CELERY_BROKER_URL", url)
+    monkeypatch.setattr("tasks_app.management.commands.doctor.check_celery_health", lambda: health.Health(True))
+    call_command("doctor")
+    notes = [line for line in capsys.readouterr().out.splitlines() if line.startswith("note")]
+    assert "lost" in "".join(notes)
+    assert "set aside" in "".join(notes)
 
 
 def test_a_part_that_does_not_answer_is_named(capsys, monkeypatch):

@@ -1,12 +1,18 @@
 """Hooks around a worker's pool children."""
 
 import asyncio
+import threading
 import time
 
 import pytest
+from celery import Celery, current_app
+from celery.contrib.testing.worker import start_worker
+from django.db import connection
 
 from tasks_app import workers
 from tasks_app.client import CeleryClient
+from tests.acceptance.processes import eventually
+from tests.sample.tasks import async_uses_orm, echo, flaky
 
 
 @pytest.fixture
@@ -60,3 +66,54 @@ def test_a_hook_that_raises_does_not_keep_the_others_from_running(hooks, caplog)
     workers.end_child()
     assert ran == ["start", "end"]
     assert len(caplog.records) == 2
+
+
+APP = current_app._get_current_object()
+
+
+def sessions() -> set[int]:
+    """Of others than this thread."""
+    with connection.cursor() as cursor:
+        cursor.execute(
+            "SELECT pid FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"
+        )
+        return {pid for (pid,) in cursor.fetchall()}
+
+
+def names() -> set[str]:
+    return {thread.name for thread in threading.enumerate()}
+
+
+@pytest.mark.django_db(transaction=True)
+@pytest.mark.parametrize("pool", ["solo", "threads", "prefork"])
+def test_a_worker_within_a_test_has_all_that_ours_have_and_leaves_no_session(pool):
+    before = sessions()
+    with start_worker(APP, pool=pool, concurrency=2, perform_ping_check=False):
+        assert {"relay", "leases"} <= names()
+        assert async_uses_orm.delay().get(timeout=20) == 1
+        assert flaky.apply_async((1, 0.1), countdown=0.1).get(timeout=20) == 1
+    assert not {"relay", "leases"} & names()
+    eventually(lambda: sessions() <= before, what="no new session")
+
+
+@pytest.mark.django_db(transaction=True)
+def test_another_apps_worker_in_the_process_is_none_of_our_business(capfd, monkeypatch):
+    monkeypatch.delenv("CELERY_BROKER_URL")
+    plain = Celery("plain", set_as_current=False, fixups=[], broker="memory://", backend="cache+memory://")
+    plain.conf.task_default_queue = "plain"
+
+    @plain.task(name="plain.add", shared=False)
+    def add(a, b):
+        return a + b
+
+    try:
+        with start_worker(APP, perform_ping_check=False), start_worker(plain, perform_ping_check=False):
+            assert add.delay(1, 2).get(timeout=20) == 3
+            APP.set_current()
+            assert echo.apply_async((1,), countdown=0.1).get(timeout=20) == 1
+    finally:
+        APP.set_current()
+        APP.set_default()
+        plain.close()
+    said = capfd.readouterr().err  # not caplog: each worker sets up logging anew
+    assert [line for line in said.splitlines() if "ERROR" in line or "WARNING" in line or "tasks_app" in line] == []

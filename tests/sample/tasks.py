@@ -10,6 +10,7 @@ from celery.exceptions import Ignore, Reject
 from celery.result import allow_join_result
 from django.db import connection
 
+from tasks_app.models import TaskRecord
 from tasks_app.workers import register_worker_hooks
 
 LEDGER = "CREATE TABLE IF NOT EXISTS ledger (tag text, pid int, at timestamptz DEFAULT clock_timestamp())"
@@ -47,6 +48,14 @@ def sleep(seconds: float):
 async def async_sleep(seconds: float):
     await asyncio.sleep(seconds)
     return seconds
+
+
+@shared_task(name="sample.async_uses_orm")
+async def async_uses_orm():
+    """The number of tasks that run, counted in the loop's own thread and in that for the ORM."""
+    running = TaskRecord.objects.filter(state="STARTED")
+    assert running.count() == await running.acount()
+    return await running.acount()
 
 
 @shared_task(name="sample.flaky", bind=True, max_retries=3)

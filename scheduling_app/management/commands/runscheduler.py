@@ -1,10 +1,13 @@
 import gc
+import logging
 import os
 import signal
 import time
 
 from django.core.management.base import BaseCommand
 from django.db import OperationalError, ProgrammingError, connection
+
+logger = logging.getLogger(__name__)
 
 #: A scheduler that freezes within a transaction must not keep its rows from the others.
 os.environ.setdefault("PGOPTIONS", "-c idle_in_transaction_session_timeout=15s -c lock_timeout=10s")
@@ -18,9 +21,11 @@ class Command(BaseCommand):
     def handle(self, **_):
         from scheduling_app import drift
         from scheduling_app.manager import ApsSchedulerManager
+        from tasks_app import checks
 
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self.stop)
+        checks.say_found(logger)
         self.sync_declared()
         manager = ApsSchedulerManager()
         if not self.stopping:

@@ -3,12 +3,14 @@ import sys
 from collections.abc import Iterator
 from datetime import timedelta
 
+from celery import current_app
 from django.core.management.base import BaseCommand, CommandError, CommandParser
 from django.db import DatabaseError, connection, transaction
 from django.db.migrations.executor import MigrationExecutor
 from django.utils import timezone
 from django.utils.module_loading import autodiscover_modules
 
+from tasks_app import broker
 from tasks_app.doctor import INVARIANTS, examine
 from tasks_app.health import check_celery_health
 
@@ -65,6 +67,8 @@ class Command(BaseCommand):
         for name, trouble in self.parts():
             self.report(not trouble, name, trouble)
             healthy &= not trouble
+        for words in broker.not_promised(current_app):
+            self.stdout.write(f"{self.style.WARNING('note')}  not promised with this broker: {words}")
         return healthy
 
     def parts(self) -> Iterator[tuple[str, str]]:

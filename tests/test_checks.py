@@ -1,0 +1,129 @@
+"""What `manage.py check` says of the Celery apps in the process, each time once; and who else says it."""
+
+import logging
+
+import pytest
+from celery import Celery, Task, _state, current_app, shared_task
+from django.core.checks import run_checks
+from django.db import connection
+
+from tasks_app import checks
+from tasks_app.outbox import RecordingCelery
+
+
+@pytest.fixture
+def alone(monkeypatch):
+    """The apps of other tests are not asked; those of this one are."""
+    apps = {current_app._get_current_object()}
+    monkeypatch.setattr(_state, "_get_active_apps", lambda: apps)
+    shared, bound = set(_state._on_app_finalizers), set(current_app.tasks)
+    yield apps
+    _state._on_app_finalizers.intersection_update(shared)
+    for name in set(current_app.tasks) - bound:
+        del current_app.tasks[name]
+
+
+def nothing():
+    pass
+
+
+def app(kind: type[Celery], name: str) -> Celery:
+    return kind(name, set_as_current=False, fixups=[], broker="memory://", backend="cache+memory://")
+
+
+def found() -> list[tuple[str, str]]:
+    return sorted((each.id, each.msg) for each in run_checks(tags=[checks.TASKS]))
+
+
+def test_a_project_in_order_has_nothing_to_be_told(alone):
+    assert found() == []
+
+
+def test_one_of_fifty_lazy_shared_tasks_and_a_plain_app_are_each_named_once(alone):
+    plain, recording = app(Celery, "plain"), app(RecordingCelery, "second")
+    alone |= {plain, recording}  # neither has bound its tasks yet
+    plain.task(name="plain.own")(nothing)
+    for number in range(50):
+        limit = -1 if number == 7 else 3
+        shared_task(nothing, name=f"lazy.task{number}", concurrency_limit=limit)
+    (error, limit), (warning, unrecorded) = found()
+    assert (error, warning) == ("tasks_app.E002", "tasks_app.W002")
+    assert limit.startswith("Task lazy.task7: concurrency_limit")
+    assert unrecorded == "The Celery app 'plain' is no RecordingCelery: what it sends (plain.own) runs unrecorded."
+
+
+def test_an_apps_own_task_is_named_again_when_it_is_asked_again(alone, monkeypatch):
+    plain = app(Celery, "plain")
+    alone.add(plain)
+    monkeypatch.setitem(globals(), "nothing", plain.task(name="plain.own")(nothing))
+    assert "(plain.own)" in found()[0][1]
+    assert "(plain.own)" in found()[0][1]
+
+
+def test_an_app_without_tasks_of_its_own_is_named_itself(alone):
+    alone.add(app(Celery, "idle"))
+    assert found() == [
+        ("tasks_app.W002", "The Celery app 'idle' is no RecordingCelery: what it sends runs unrecorded.")
+    ]
+
+
+def test_without_a_recording_app_each_of_a_projects_tasks_is_named(alone):
+    alone.clear()
+    alone.add(app(Celery, "forgotten"))
+    ((_, words),) = found()
+    assert "sample.echo" in words
+
+
+def test_an_app_that_binds_its_tasks_only_when_told_is_looked_through(alone):
+    late = Celery("late", set_as_current=False, fixups=[], autofinalize=False)
+    alone.add(late)
+    assert found() == [
+        ("tasks_app.W002", "The Celery app 'late' is no RecordingCelery: what it sends runs unrecorded.")
+    ]
+
+
+def test_a_task_without_our_base_is_no_trouble_to_look_at(alone):
+    other = app(RecordingCelery, "other")
+    alone.add(other)
+    other.task(name="other.plain", base=Task, unique="never")(nothing)
+    assert [words for _, words in found()] == [
+        "Task other.plain: unique must be 'waiting', 'unfinished' or a number of seconds, not 'never'."
+    ]
+
+
+@pytest.mark.parametrize("url", ["memory://", "amqp://", "sqs://", "filesystem://"])
+def test_a_broker_of_another_kind_is_one_warning_that_says_what_is_not_promised(url, alone, monkeypatch):
+    monkeypatch.setenv("CELERY_BROKER_URL", url)
+    ((name, words),) = found()
+    assert name == "tasks_app.W003"
+    assert "lost are not found" in words
+    assert "not set aside" in words
+
+
+@pytest.mark.parametrize("url", ["redis://", "rediss://"])
+def test_one_that_speaks_the_redis_protocol_is_none(url, alone, monkeypatch):
+    monkeypatch.setenv("CELERY_BROKER_URL", url)
+    assert found() == []
+
+
+def test_redis_behind_a_sentinel_finds_what_is_lost_and_sets_nothing_aside(alone, monkeypatch):
+    monkeypatch.setenv("CELERY_BROKER_URL", "sentinel://")
+    ((_, words),) = found()
+    assert "not set aside" in words
+    assert "lost" not in words
+
+
+def test_what_is_found_is_logged_by_what_starts_except_what_a_project_silenced(alone, monkeypatch, settings, caplog):
+    monkeypatch.setenv("CELERY_BROKER_URL", "memory://")
+    alone.add(app(Celery, "plain"))
+    settings.SILENCED_SYSTEM_CHECKS = ["tasks_app.W002"]
+    checks.say_found(logging.getLogger("worker"))
+    ((_, level, words),) = caplog.record_tuples
+    assert level == logging.WARNING
+    assert "tasks_app.W003" in words
+
+
+@pytest.mark.django_db
+def test_they_ask_no_database(alone, django_assert_num_queries):
+    with django_assert_num_queries(0, connection=connection):
+        found()
