@@ -119,11 +119,13 @@ class CeleryClient:
         """A task's state, in Celery's words; None for an unknown id, PENDING for a later step of a workflow."""
         if not is_id(task_id):
             return None
-        state = TaskRecord.objects.filter(task_id=task_id).values_list("state", flat=True).first()
-        if state is not None:
+        states_of = TaskRecord.objects.filter(task_id=task_id).values_list("state", flat=True)
+        if (state := states_of.first()) is not None:
             return state
         step = TaskStep.objects.filter(task_id=task_id).first()
-        return states.PENDING if step and is_to_come(step) else None
+        if step is None:
+            return None
+        return states.PENDING if is_to_come(step) else states_of.first()  # it may have come in between
 
     def revoke(self, task_id: str, terminate: bool = False) -> str | None:
         """Revoke a task that waits: once this has committed, it never starts. The state that it is in then.

@@ -40,8 +40,11 @@ class RecordingControl(Control):
         task_ids = [*given, *members.values_list("task_id", flat=True)]
         self._revoke_to_come(TaskStep.objects.filter(task_id__in=task_ids))
         stopped = self._stop(TaskRecord.objects.filter(task_id__in=task_ids), signal if terminate else "")
-        others = [task_id for task_id in task_ids if stopped.get(task_id) != states.REVOKED]
-        tell = partial(self._tell_workers, others, destination, terminate=terminate, signal=signal, **kwargs)
+        running = [task_id for task_id, state in stopped.items() if state == states.STARTED]
+        known = {*stopped, *TaskRecord.objects.filter(task_id__in=given).values_list("task_id", flat=True)}
+        unknown = [task_id for task_id in given if task_id not in known]
+        told = {"terminate": terminate, "signal": signal, **kwargs}
+        tell = partial(self._tell_workers, running, unknown, destination, **told)
         if connection.in_atomic_block:  # a worker that hears of it would wait for this transaction
             transaction.on_commit(tell)
             return None
@@ -64,10 +67,10 @@ class RecordingControl(Control):
     def _revoke_to_come(self, steps) -> None:
         """Revoke steps of unfinished workflows, by rows that they will meet when they come."""
         from tasks_app.models import TaskRecord
+        from tasks_app.steps import open_roots
 
         steps = list(steps)
-        roots = {step.root_id for step in steps}
-        is_open = {root for root in roots if TaskRecord.objects.in_workflow(root).unfinished().exists()}
+        is_open = open_roots({step.root_id for step in steps})
         revoked = [
             TaskRecord(
                 task_id=step.task_id, name=step.name, root_id=step.root_id, parent_id=step.after_id,
@@ -77,12 +80,15 @@ class RecordingControl(Control):
         ]  # fmt: skip
         TaskRecord.objects.bulk_create(revoked, batch_size=1000, ignore_conflicts=True)
 
-    def _tell_workers(self, task_ids: list[str], destination, **kwargs):
-        if task_ids and self.app.publisher.is_reached():
-            try:
-                return super().revoke(task_ids, destination, **kwargs)
-            except OperationalError as error:
-                logger.warning("Workers hear of a revoke by their leases only: %s", error)
+    def _tell_workers(self, running: list[str], unknown: list[str], destination, **kwargs):
+        if not (running or unknown) or not self.app.publisher.is_reached():
+            return None
+        try:
+            if unknown:  # of a producer past the console, perhaps
+                self.broadcast("revoke_unrecorded", arguments={"task_id": unknown}, destination=destination)
+            return super().revoke(running, destination, **kwargs) if running else None
+        except OperationalError as error:
+            logger.warning("Workers hear of a revoke by their leases only: %s", error)
         return None
 
     def revoke_workflow(self, root_id: str, terminate: bool = False, signal: str = "SIGTERM") -> dict[str, str]:

@@ -8,7 +8,9 @@ has an id (Celery gives them theirs when a workflow is sent) has a row from the 
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
+from django.db import DEFAULT_DB_ALIAS
 from django.db.models import Exists, OuterRef
+from django_celery_results.models import ChordCounter
 from kombu.utils.functional import maybe_list
 
 from tasks_app.models import TaskRecord, TaskStamp, TaskStep
@@ -58,8 +60,20 @@ def insert_stamps(tasks: Iterable[tuple[str, Mapping[str, Any]]]) -> None:
 
 
 def is_to_come(step: TaskStep) -> bool:
-    """Whether something of its workflow is still unfinished, from which it may follow."""
-    return TaskRecord.objects.in_workflow(step.root_id).unfinished().exists()
+    """Whether something of its workflow has not ended, from which it may follow."""
+    return step.root_id in open_roots([step.root_id])
+
+
+def open_roots(root_ids: Iterable[str]) -> set[str]:
+    """Those of these workflows that have an unfinished task, or a chord whose body is about to be sent."""
+    bodies = TaskStep.objects.filter(place="body")
+    chords = ChordCounter.objects.using(DEFAULT_DB_ALIAS)
+    return {
+        root_id
+        for root_id in root_ids
+        if TaskRecord.objects.in_workflow(root_id).unfinished().exists()
+        or chords.filter(group_id__in=bodies.filter(root_id=root_id).values("after_id")).exists()
+    }
 
 
 def still_to_come(root_id: str):

@@ -26,6 +26,7 @@ from celery.exceptions import ImproperlyConfigured
 from celery.platforms import signals
 from celery.signals import worker_process_init, worker_process_shutdown, worker_shutting_down
 from celery.worker import state
+from celery.worker.control import control_command
 from celery.worker.request import Request
 from click import ClickException
 from django.db import DatabaseError, connection, connections
@@ -251,6 +252,14 @@ class ConsoleRequest(Request):
         finally:
             self.task.request_stack.pop()
             _task_stack.pop()
+
+
+@control_command(variadic="task_id", signature="[id1 [id2 [...]]]")
+def revoke_unrecorded(worker, task_id, **_):
+    """Refuse tasks that another producer sent, and that have no record yet. (Celery's `revoke` would close a record
+    that was made since under such an id.)"""
+    state.revoked.update(task_id)
+    return {"ok": f"{len(task_id)} tasks flagged as revoked"}
 
 
 def open_database() -> None:

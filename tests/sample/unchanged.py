@@ -240,3 +240,10 @@ def killed_with_reject(self):
     if self.request.attempt == 1:
         os.kill(os.getpid(), signal.SIGKILL)
     return True
+
+
+@shared_task(name="unchanged.killed_with_retry", bind=True, retry_on_worker_lost=True, default_retry_delay=0)
+def killed_with_retry(self):
+    if self.request.retries == 0:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return True
