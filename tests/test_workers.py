@@ -1,6 +1,7 @@
 """Hooks around a worker's pool children."""
 
 import asyncio
+import logging
 import threading
 import time
 
@@ -84,6 +85,15 @@ def names() -> set[str]:
     return {thread.name for thread in threading.enumerate()}
 
 
+@pytest.fixture
+def log_level():
+    """As it was before a worker set it for its own."""
+    level = logging.root.level
+    yield
+    logging.root.setLevel(level)
+
+
+@pytest.mark.usefixtures("log_level")
 @pytest.mark.django_db(transaction=True)
 @pytest.mark.parametrize("pool", ["solo", "threads", "prefork"])
 def test_a_worker_within_a_test_has_all_that_ours_have_and_leaves_no_session(pool):
@@ -96,6 +106,7 @@ def test_a_worker_within_a_test_has_all_that_ours_have_and_leaves_no_session(poo
     eventually(lambda: sessions() <= before, what="no new session")
 
 
+@pytest.mark.usefixtures("log_level")
 @pytest.mark.django_db(transaction=True)
 def test_another_apps_worker_in_the_process_is_none_of_our_business(capfd, monkeypatch):
     monkeypatch.delenv("CELERY_BROKER_URL")
