@@ -291,7 +291,9 @@ def _never_ending(left: dict) -> str:
     if not connection.in_atomic_block:
         return ""
     own = execute(_OWN, [json.dumps(_possible(left))]).fetchone()
-    return own and (
+    if own is None:
+        return ""
+    return (
         f"Task {own[0]} was submitted, or changed, in this transaction, which has not committed: no worker sees it. "
         "Wait for its result after the `atomic` block."
     )
