@@ -46,8 +46,10 @@ _STORED = (
     "content_type", "content_encoding",
 )  # fmt: skip
 _OURS = ("state", "exc_type", "exc_message")
-_COLUMNS = ("task_id", *_OURS, *_STORED)
-_FOUND = ", ".join([*(f"record.{name}" for name in _OURS), *(f"stored.{name}" for name in _STORED)])
+#: What Celery's other backends keep with a result, and django-celery-results does not.
+_OF_RECORD = ("name", "queue", "retries", "group_id", "parent_id")
+_COLUMNS = ("task_id", *_OURS, *_OF_RECORD, *_STORED)
+_FOUND = ", ".join([*(f"record.{name}" for name in (*_OURS, *_OF_RECORD)), *(f"stored.{name}" for name in _STORED)])
 _READY = ", ".join(f"'{state}'" for state in states.READY_STATES)
 #: (A task that others sent and ran, past the console, has a result and no record. LATERAL: the planner, which takes a
 #: JSON array for 100 rows whatever it holds, would rather read the whole of a table that it believes to be small.)

@@ -221,6 +221,14 @@ def test_a_task_of_which_no_result_is_kept_ends_with_its_record():
         failure.get(timeout=0)
 
 
+def test_what_is_known_of_a_task_beside_its_result_is_known_as_with_redis():
+    of_record("t", state="STARTED", group_id="g", parent_id="p", retries=2)
+    result = ended("t", 1)
+    assert result.get(timeout=0) == 1
+    assert (result.name, result.queue, result.retries) == ("sample.echo", "q", 2)
+    assert (result._cache["group_id"], result._cache["parent_id"]) == ("g", "p")
+
+
 def test_a_task_that_runs_or_is_to_run_again_is_waited_for():
     for state in ("PENDING", "STARTED", "RETRY"):
         with pytest.raises(TimeoutError):
