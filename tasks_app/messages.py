@@ -7,7 +7,7 @@ Celery's users may pass, and what Celery passes itself (retries send a request's
 """
 
 import json
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
@@ -182,9 +182,14 @@ def is_deeper(value: Any, levels: int) -> bool:
     """Whether lists and objects nest more than `levels` deep within this one."""
     layer = [value]
     for _ in range(levels + 1):
-        layer = [child for each in layer for child in _children(each) if isinstance(child, _NESTED)]
-        if not layer:
+        below = []
+        for each in layer:
+            for child in each.values() if isinstance(each, dict) else each:
+                if isinstance(child, _NESTED):
+                    below.append(child)
+        if not below:
             return False
+        layer = below
     return True
 
 
@@ -264,10 +269,6 @@ def _encoded(name: str, value: Any) -> str:
         raise InvalidSubmission(f"{name}: JSON cannot carry it: {error}.") from error
 
 
-def _children(value: Any) -> Iterable:
-    return value.values() if isinstance(value, dict) else value
-
-
 def _is_suspect(value: Any) -> bool:
     """Whether there may be anything in it that `check_texts` looks for, at a third of the cost of a text."""
     layer = [value]
@@ -276,7 +277,9 @@ def _is_suspect(value: Any) -> bool:
         for each in layer:
             if each.__class__ is dict and "__type__" in each:
                 return True
-            below += [child for child in _children(each) if child.__class__ in _NESTED]
+            below += [
+                child for child in (each.values() if isinstance(each, dict) else each) if child.__class__ in _NESTED
+            ]
         if not below:
             return False
         layer = below

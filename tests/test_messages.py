@@ -220,7 +220,7 @@ REFUSED = {
     "chain of one": ({"chain": STEP}, "chain must be a list of signatures"),
     "chord a list": ({"chord": [STEP]}, "chord must be a signature, not"),
     "link deep": ({"link": echo.s(nested(DEEPEST))}, "link: nested more than"),
-    "chord with a broken value": ({"chord": echo.si(marker("datetime", "bad"))}, "chord: an object with the keys __type__"),
+    "chord with a broken value": ({"chord": echo.si(marker("datetime", "bad"))}, "chord: an object with the keys"),
 }  # fmt: skip
 OWNED = [
     "id", "task", "lang", "root_id", "parent_id", "group", "group_index", "meth", "shadow", "eta", "expires", "retries",
