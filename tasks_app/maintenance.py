@@ -5,7 +5,6 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Collection
 from datetime import datetime, timedelta
 
 from celery import current_app
@@ -20,8 +19,8 @@ from kombu.exceptions import OperationalError
 from tasks_app import broker, limits, messages, transport
 from tasks_app.chords import INTERRUPTED_AFTER
 from tasks_app.exceptions import InvalidSubmission, MessageRefused
-from tasks_app.execution import aside, busy_threads
-from tasks_app.models import Duty, TaskRecord
+from tasks_app.execution import aside, busy_threads, patiently
+from tasks_app.models import Duty, TaskRecord, printable
 from tasks_app.moves import LEASE
 from tasks_app.notify import DUE_CHANNEL, Listener
 from tasks_app.publishing import Marker
@@ -91,20 +90,25 @@ def _is_sound(record: TaskRecord) -> bool:
 
 def note_refused(task_id: str, gen: int, reason: str) -> None:
     """Let a message that a worker could not take be published again, a few times; then its task has failed."""
-    if TaskRecord.objects.mark_refused(task_id, gen, reason, MOST_REFUSED):
-        return
-    times = f"No worker could take its message, {MOST_REFUSED} times"
+    patiently(lambda: _note_refused(task_id, gen, printable(reason)[:1000]), task_id)
+
+
+def _note_refused(task_id: str, gen: int, reason: str) -> None:
     with brief_transaction():
-        _fail_waiting([(task_id, gen)], f"{times}: {reason}. Mend what that names, and run it again.")
+        if TaskRecord.objects.mark_refused(task_id, gen, reason, MOST_REFUSED):
+            return
+    times = f"No worker could take its message, {MOST_REFUSED} times"
+    _fail_waiting(task_id, gen, f"{times}: {reason}. Mend what that names, and run it again.")
 
 
-def _fail_waiting(sent: Collection[tuple[str, int]], reason: str) -> int:
-    """Fail those whose messages these are, and that still wait; how many that were."""
-    rows = TaskRecord.objects.waiting().filter(task_id__in=[task_id for task_id, _ in sent])
-    records = [record for record in rows.select_for_update() if (record.task_id, record.gen) in sent]
-    for record in records:
-        current_app.backend.fail_waiting(record, MessageRefused(reason))
-    return len(records)
+def _fail_waiting(task_id: str, gen: int, reason: str) -> bool:
+    """Fail a task that still waits for the message with this gen; whether it did."""
+    with brief_transaction():
+        waiting = TaskRecord.objects.waiting().filter(task_id=task_id, gen=gen)
+        record = waiting.select_for_update(skip_locked=True).first()
+        if record is not None:
+            current_app.backend.fail_waiting(record, MessageRefused(reason))
+    return record is not None
 
 
 transport.on_refused = note_refused
@@ -205,10 +209,9 @@ class Census:
             return 0
         with brief_transaction():
             count = TaskRecord.objects.mark_missed(lost, MOST_MISSED)
-            given_up = _fail_waiting(lost, _MISSED) if count < len(lost) else 0
         logger.warning("%d messages had been lost by the broker or on their way: they are published again.", count)
-        if given_up:
-            logger.error("%d tasks have failed, since their messages were lost %d times.", given_up, MOST_MISSED)
+        if count < len(lost):
+            _give_up(lost)
         return count
 
     def _after_the_last(self, rows):
@@ -218,10 +221,16 @@ class Census:
         return rows.filter(Q(published_at__gt=at) | Q(published_at=at, pk__gt=pk))
 
 
-_MISSED = (
-    f"Its message was lost {MOST_MISSED} times before a worker could start it. Does it end whatever takes it? See the "
-    "workers' logs, and whether one consumes its queue, and run it again."
-)
+def _give_up(lost: set[tuple[str, int]]) -> None:
+    """Fail those of these that were lost as often before as may be."""
+    often = TaskRecord.objects.filter(missed__gte=MOST_MISSED - 1, task_id__in=[task_id for task_id, _ in lost])
+    for task_id, gen in lost.intersection(often.values_list("task_id", "gen")):
+        logger.error("Task %s has failed: its message was lost %d times.", task_id, MOST_MISSED)
+        _fail_waiting(
+            task_id, gen,
+            f"Its message was lost {MOST_MISSED} times before a worker could start it. Does it end whatever takes it? "
+            "See the workers' logs, and whether one consumes its queue, and run it again.",
+        )  # fmt: skip
 
 
 def _of_our_lists(sent: set[tuple[str, int]]) -> set[tuple[str, int]]:

@@ -6,22 +6,18 @@ worker that has the same settings: formats and compressions are not looked up in
 Celery's users may pass, and what Celery passes itself (retries send a request's headers again), goes through.
 """
 
-import bz2
 import json
-import lzma
-import zlib
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Mapping
+from contextlib import suppress
 from datetime import UTC, datetime
-from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from celery.app.task import Context
 from django.conf import settings
-from kombu import compression
-from kombu.serialization import registry
 from kombu.utils.json import JSONEncoder, loads
 
 from tasks_app.exceptions import InvalidSubmission
+from tasks_app.formats import check_compression, check_serializer, most_bytes, serializer_of, unpacked_max
 
 if TYPE_CHECKING:
     from tasks_app.models import TaskRecord
@@ -63,9 +59,11 @@ def check_record(record: "TaskRecord", accepts: frozenset[str]) -> None:
     for field in ("name", "queue", "root_id"):
         _require(field, getattr(record, field), is_id, _AN_ID)
     for field in ("parent_id", "group_id"):
-        _require(field, getattr(record, field), _or_none(is_id), _AN_ID)
+        if (value := getattr(record, field)) is not None:
+            _require(field, value, is_id, _AN_ID)
     for field in ("eta", "expires"):
-        _require(field, getattr(record, field), _is_time, "a time between the years 1 and 9999")
+        if (value := getattr(record, field)) is not None:
+            _require(field, value, _is_time, "a time between the years 1 and 9999")
     _require("retries", record.retries, is_count, _A_COUNT)
     options = record.options
     if not isinstance(options, Mapping):
@@ -84,21 +82,21 @@ def check_row(record: "TaskRecord", accepts: frozenset[str]) -> None:
         raise _wrong("kwargs", kwargs, f"a JSON object, at most {DEEPEST} levels deep")
     check_record(record, accepts)
     options = record.options
-    if any(isinstance(each, _NESTED) for part in (args, kwargs.values(), options.values()) for each in part):
+    if "compression" in options or any(map(_is_suspect, (args, kwargs, options))):
         check_texts(_encode(args), _encode(kwargs), _encode(options), compressed="compression" in options)
-    elif "__type__" in kwargs:
-        check_texts("[]", _encode(kwargs))
 
 
 def check_texts(args: str, kwargs: str, options: str = "{}", compressed: bool = False) -> None:
     """Raises InvalidSubmission for arguments and options, as JSON, that a worker could not decode, or unpack."""
-    for field, text, kind in (("args", args, list), ("kwargs", kwargs, dict), ("options", options, dict)):
-        if text.count("[") + text.count("{") > DEEPEST and _text_is_deeper(text):
-            raise InvalidSubmission(
-                f"{field}: nested more than {DEEPEST} levels deep. Pass it as a text, or a reference to the data."
-            )
-        if '"__type__"' in text:
-            _check_markers(field, text, kind)
+    _check_text("args", args, list)
+    _check_text("kwargs", kwargs, dict)
+    try:
+        _check_text("options", options, dict)
+    except InvalidSubmission:
+        with suppress(RecursionError):
+            for name, value in json.loads(options).items():
+                _check_text(name, _encode(value), object)
+        raise
     if compressed and (length := len(args) + len(kwargs) + len(options)) > unpacked_max() - 1000:
         raise InvalidSubmission(
             f"compression: {length:,} bytes, and a worker unpacks {unpacked_max():,} at most. Leave compression out, "
@@ -159,36 +157,6 @@ def _length_of_header(name: str, value: Any) -> int:
     return len(text)
 
 
-def serializer_of(content_type: str) -> str:
-    """The name by which kombu knows a content type's format; a name is its own."""
-    return registry.type_to_name.get(content_type, content_type)
-
-
-def unpacked_max() -> int:
-    """Bytes that a compressed body may unpack to: one of a few KiB could fill a worker's memory."""
-    return 4 * (_most("TASK_ARGS_MAX_BYTES") + _most("TASK_RESULT_MAX_BYTES"))
-
-
-def unpacked(body: bytes, method: str) -> bytes:
-    """A message's body as it was before its compression, which is given up at `unpacked_max` bytes.
-
-    Raises ValueError, and whatever else the method raises. One that a project has registered itself, and brotli, which
-    cannot be bounded, are done first and measured then.
-    """
-    limit = unpacked_max()
-    if (make := _UNPACKERS.get(compression._aliases.get(method, method))) is None:
-        whole, is_whole = compression.decompress(body, method), True
-    else:
-        unpacker = make()
-        whole = unpacker.decompress(body, limit + 1)
-        is_whole = unpacker.eof
-    if len(whole) > limit:
-        raise ValueError(f"its body unpacks to more than {limit:,} bytes")
-    if not is_whole:
-        raise ValueError("its compressed body is cut off")
-    return whole
-
-
 def may_adopt(request: Any) -> str | None:
     """Why a task that another producer sent is not to get a record, and not to run; None where it may."""
     if not getattr(settings, "TASK_ADOPT_UNKNOWN", True):
@@ -205,7 +173,7 @@ def may_adopt(request: Any) -> str | None:
         check_texts(args, kwargs)
     except InvalidSubmission as error:
         return str(error)
-    if (length := len(args) + len(kwargs)) > (most := _most("TASK_ARGS_MAX_BYTES")):
+    if (length := len(args) + len(kwargs)) > (most := most_bytes("TASK_ARGS_MAX_BYTES")):
         return f"its arguments are {length:,} bytes as JSON, {most:,} are allowed (TASK_ARGS_MAX_BYTES)"
     return None
 
@@ -214,9 +182,14 @@ def is_deeper(value: Any, levels: int) -> bool:
     """Whether lists and objects nest more than `levels` deep within this one."""
     layer = [value]
     for _ in range(levels + 1):
-        layer = [child for each in layer for child in _children(each) if isinstance(child, _NESTED)]
-        if not layer:
+        below = []
+        for each in layer:
+            for child in each.values() if isinstance(each, dict) else each:
+                if isinstance(child, _NESTED):
+                    below.append(child)
+        if not below:
             return False
+        layer = below
     return True
 
 
@@ -236,17 +209,12 @@ def is_seconds(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < 1e9
 
 
-def _most(setting: str) -> int:
-    """Not at import: a project's Celery app is made before the settings are known."""
-    return getattr(settings, setting, 1_048_576)
-
-
 def _or_none(fits: Callable[[Any], bool]) -> Callable[[Any], bool]:
     return lambda value: value is None or fits(value)
 
 
-def _is_time(value: datetime | None) -> bool:
-    return value is None or TIMES[0] <= value <= TIMES[1]
+def _is_time(value: datetime) -> bool:
+    return TIMES[0] <= value <= TIMES[1]
 
 
 def _is_header_text(value: Any) -> bool:
@@ -283,14 +251,6 @@ _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
 _FOLLOWING = {"link", "link_error", "chain", "chord"}
 _SHAPES = {"chord": (dict, "a signature"), "chain": (list | tuple, "a list of signatures")}
 _CHECKED_APART = _FOLLOWING | {"headers"}
-#: By content type, what makes an unpacker that stops at a length. (Python's own zstd has the interface of the others.)
-_UNPACKERS: dict[str, Callable[[], Any]] = {
-    "application/x-gzip": zlib.decompressobj,
-    "application/x-bz2": bz2.BZ2Decompressor,
-    "application/x-lzma": lambda: lzma.LZMADecompressor(memlimit=2**28),
-}
-if hasattr(compression, "zstd"):
-    _UNPACKERS["application/zstd"] = compression.zstd.ZstdDecompressor
 
 
 def _require(name: str, value: Any, fits: Callable[[Any], bool], what: str) -> None:
@@ -309,8 +269,21 @@ def _encoded(name: str, value: Any) -> str:
         raise InvalidSubmission(f"{name}: JSON cannot carry it: {error}.") from error
 
 
-def _children(value: Any) -> Iterable:
-    return value.values() if isinstance(value, dict) else value
+def _is_suspect(value: Any) -> bool:
+    """Whether there may be anything in it that `check_texts` looks for, at a third of the cost of a text."""
+    layer = [value]
+    for _ in range(DEEPEST):
+        below = []
+        for each in layer:
+            if each.__class__ is dict and "__type__" in each:
+                return True
+            below += [
+                child for child in (each.values() if isinstance(each, dict) else each) if child.__class__ in _NESTED
+            ]
+        if not below:
+            return False
+        layer = below
+    return True
 
 
 def _check_depth(name: str, value: Any) -> None:
@@ -323,6 +296,15 @@ def _text_is_deeper(text: str) -> bool:
         return is_deeper(json.loads(text), DEEPEST)
     except RecursionError:
         return True
+
+
+def _check_text(field: str, text: str, kind: type) -> None:
+    if text.count("[") + text.count("{") > DEEPEST and _text_is_deeper(text):
+        raise InvalidSubmission(
+            f"{field}: nested more than {DEEPEST} levels deep. Pass it as a text, or a reference to the data."
+        )
+    if '"__type__"' in text:
+        _check_markers(field, text, kind)
 
 
 def _check_markers(field: str, text: str, kind: type) -> None:
@@ -341,33 +323,9 @@ def _check_format(options: Mapping[str, Any], accepts: frozenset[str]) -> None:
     """That a worker can undo what is done to the body. A `content_type` goes before a `serializer`."""
     field = "content_type" if options.get("content_type") is not None else "serializer"
     if (name := options.get(field)) is not None:
-        _try_serializer(field, serializer_of(name), accepts)
+        check_serializer(field, serializer_of(name), accepts)
     if (method := options.get("compression")) is not None:
-        _try_compression(method)
-
-
-@lru_cache
-def _try_serializer(field: str, name: str, accepts: frozenset[str]) -> None:
-    known = "Take one of: " + ", ".join(sorted(registry.type_to_name.get(each, each) for each in accepts))
-    if registry.name_to_type.get(name) not in accepts:
-        raise InvalidSubmission(f"{field}: workers do not accept {name!r:.80} (accept_content). {known}.")
-    try:
-        content_type, encoding, body = registry.dumps(([], {}, {}), name)
-        registry.loads(body, content_type, encoding, accept=accepts)
-    except Exception as error:  # that of a library which is not there, or of a project's own format
-        raise InvalidSubmission(f"{field}: {name} does not work here: {error}. {known}.") from error
-
-
-@lru_cache
-def _try_compression(method: str) -> None:
-    try:
-        body, content_type = compression.compress(b"body", method)
-        works = unpacked(body, content_type) == b"body"
-    except Exception:  # mostly KeyError: of no such name
-        works = False
-    if not works:
-        known = ", ".join(sorted(compression._aliases))
-        raise InvalidSubmission(f"compression: there is none named {method!r:.80} here. Take one of: {known}.")
+        check_compression(method)
 
 
 def _check_stamps(names: Collection[str]) -> None:

@@ -26,7 +26,7 @@ from kombu.common import maybe_declare
 from kombu.exceptions import BatchPublishError, OperationalError
 from kombu.utils.functional import maybe_list
 
-from tasks_app.messages import serializer_of
+from tasks_app.formats import serializer_of
 
 if TYPE_CHECKING:
     from celery import Celery

@@ -26,7 +26,8 @@ from redis import Redis
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import RedisError
 
-from tasks_app.messages import DEEPEST, is_count, is_deeper, is_id, unpacked
+from tasks_app.formats import unpacked
+from tasks_app.messages import DEEPEST, is_count, is_deeper, is_id
 
 logger = logging.getLogger(__name__)
 
@@ -61,7 +62,7 @@ class Message(virtual.Message):
             plain = payload | {"headers": headers | {"compression": None}} if method else payload
             super().__init__(plain, channel, **kwargs)
             if self.errors:
-                raise self.errors[0][1]  # type: ignore[misc]
+                raise Malformed(repr(self.errors[0][1]))
             if method:  # not by kombu, which would unpack whatever it is
                 self._raw, self.headers, self.body = payload, headers, unpacked(self.body, method)
         except Exception as error:

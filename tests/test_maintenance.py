@@ -278,6 +278,24 @@ def test_a_message_that_a_worker_refused_is_published_again_a_few_times_and_then
 
 
 @pytest.mark.django_db
+def test_a_reason_that_postgres_cannot_hold_is_told_all_the_same(published):
+    publish("t")
+    maintenance.note_refused("t", 1, "content type \x00\ud800 " + "x" * 5000)
+    assert objects.get().exc_message.startswith("content type \\x00\\ud800 xxx")
+    assert len(objects.get().exc_message) == 1000
+
+
+@pytest.mark.django_db(transaction=True)
+def test_a_worker_that_has_lost_the_database_meanwhile_connects_again(published):
+    publish("t")
+    connection.close()
+    connection.connect()
+    connection.connection.close()
+    maintenance.note_refused("t", 1, "bad")
+    assert objects.get().refused == 1
+
+
+@pytest.mark.django_db
 def test_a_message_that_was_refused_says_nothing_of_a_task_that_runs_has_ended_or_is_not_there(published):
     publish("runs", "ended")
     objects.update(refused=2)

@@ -21,7 +21,7 @@ from kombu import Exchange, Queue, compression, serialization
 from kombu.utils.json import loads
 from redis import Redis
 
-from tasks_app import messages
+from tasks_app import formats, messages
 from tasks_app.exceptions import InvalidSubmission
 from tasks_app.messages import DEEPEST, DEEPEST_HEADER
 from tasks_app.models import TaskRecord
@@ -207,7 +207,7 @@ REFUSED = {
     "stamps of numbers": ({"stamped_headers": [1]}, "stamped_headers must be"),
     "stamp with a name that is taken": ({"stamped_headers": ["shadow"]}, "stamped_headers: shadow means something"),
     "stamps like a marker": (marker("date", "x") | {"stamped_headers": ["__type__", "__value__"]}, "stamped_headers:"),
-    "property a broken marker": ({"app_id": marker("uuid", "bad")}, "options: an object with the keys"),
+    "property a broken marker": ({"app_id": marker("uuid", "bad")}, "app_id: an object with the keys"),
     "options like a marker": (marker("date", "2030-01-01") | {"serializer": None}, "options: an object with the keys"),
     "link a text": ({"link": "sample.echo"}, "link must be a signature"),
     "link a number": ({"link_error": [7]}, "link_error must be a signature"),
@@ -219,7 +219,8 @@ REFUSED = {
     "chain a text": ({"chain": "x"}, "chain must be a list of signatures"),
     "chain of one": ({"chain": STEP}, "chain must be a list of signatures"),
     "chord a list": ({"chord": [STEP]}, "chord must be a signature, not"),
-    "link deep": ({"link": echo.s(nested(DEEPEST))}, "options: nested more than"),
+    "link deep": ({"link": echo.s(nested(DEEPEST))}, "link: nested more than"),
+    "chord with a broken value": ({"chord": echo.si(marker("datetime", "bad"))}, "chord: an object with the keys"),
 }  # fmt: skip
 OWNED = [
     "id", "task", "lang", "root_id", "parent_id", "group", "group_index", "meth", "shadow", "eta", "expires", "retries",
@@ -276,12 +277,12 @@ def test_a_text_of_a_few_bytes_is_not_unpacked_to_a_gigabyte(settings):
     settings.TASK_ARGS_MAX_BYTES = settings.TASK_RESULT_MAX_BYTES = 1000
     for method in compression.encoders():
         packed, name = compression.compress(b"x" * 8000, method)
-        assert messages.unpacked(packed, name) == b"x" * 8000
+        assert formats.unpacked(packed, name) == b"x" * 8000
         packed, name = compression.compress(b"x" * 8001, method)
         with pytest.raises(ValueError, match="unpacks to more than 8,000 bytes"):
-            messages.unpacked(packed, name)
+            formats.unpacked(packed, name)
     with pytest.raises(ValueError, match="cut off"):
-        messages.unpacked(zlib.compress(b"x" * 500)[:-5], "gzip")
+        formats.unpacked(zlib.compress(b"x" * 500)[:-5], "gzip")
 
 
 def test_a_bomb_is_given_up_before_it_takes_memory():
@@ -291,7 +292,7 @@ def test_a_bomb_is_given_up_before_it_takes_memory():
     tracemalloc.start()
     try:
         with pytest.raises(ValueError, match="unpacks to more than"):
-            messages.unpacked(bomb, "zlib")
+            formats.unpacked(bomb, "zlib")
         assert tracemalloc.get_traced_memory()[1] < 50_000_000
     finally:
         tracemalloc.stop()
@@ -436,7 +437,7 @@ def row(**fields) -> TaskRecord:
         ({"options": {"task_id": "x", "args": []}}, "options: args, task_id cannot be among them"),
         ({"options": {"serializer": "pickle"}}, "serializer: workers do not accept"),
         ({"options": {"link": 5}}, "link must be"),
-        ({"options": {"x": [marker("uuid", "bad")]}}, "options: an object with the keys"),
+        ({"options": {"x": [marker("uuid", "bad")]}}, "x: an object with the keys"),
         ({"args": [marker("uuid", "bad")]}, "args: an object with the keys"),
         ({"kwargs": marker("date", "2030-01-01")}, "kwargs: an object with the keys"),
         ({"args": nested(300)}, "args: nested more than"),

@@ -236,6 +236,19 @@ def test_the_record_of_a_message_that_no_worker_takes_is_told_and_fails_after_a_
         assert worker.stop() == 0
 
 
+def test_rows_of_which_no_message_can_be_made_fail_and_the_others_run(committed, broker):
+    fields = {"headers": {"headers": {"id": "x"}}, "serializer": {"serializer": "pickle"}, "list": [1], "none": {}}
+    for name, options in fields.items():
+        waiting(f"row: {name}", options=options, published_at=None, publish_at=Now())
+    with hostile_worker():
+        ended = {name: finished(SimpleNamespace(id=f"row: {name}"), timeout=40) for name in fields}
+    assert ended.pop("none").state == "SUCCESS"
+    assert {each.state for each in ended.values()} == {"FAILURE"}
+    assert "headers: id is set by Celery" in ended["headers"].exc_message
+    assert "serializer: workers do not accept 'pickle'" in ended["serializer"].exc_message
+    assert "options must be a JSON object" in ended["list"].exc_message
+
+
 def test_a_worker_starts_where_such_items_wait(committed, broker):
     for value in [*MALFORMED.values(), *DROPPED.values(), *REFUSED.values()]:
         broker.lpush(QUEUE, as_item(value))
