@@ -1,6 +1,7 @@
 """A pytest plugin: the console's app and its result backend, where Celery's tests would make an app of their own."""
 
 import os
+from concurrent.futures import ThreadPoolExecutor
 
 import django
 import pytest
@@ -61,7 +62,8 @@ def pytest_runtest_makereport(item):
     """A failed test tells what its tasks have come to."""
     report = yield
     if report.failed:
-        latest = TaskRecord.objects.order_by("-pk")[:20]
+        with ThreadPoolExecutor() as thread:  # its connection is in order, whatever became of this one's
+            latest = thread.submit(list, TaskRecord.objects.order_by("-pk")[:20]).result()
         told = [f"{each.state} {each.name} {each.task_id} {each.exc_type} {each.exc_message:.200}" for each in latest]
         report.sections.append(("Records, the latest first", "\n".join(told)))
     return report

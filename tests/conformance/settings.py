@@ -2,6 +2,7 @@
 
 from taskconsole.settings import *  # noqa: F403
 from taskconsole.settings import CELERY_RESULT_BACKEND as _BACKEND
+from taskconsole.settings import REDIS_URL
 
 
 class RedisLike(str):
@@ -14,6 +15,7 @@ class RedisLike(str):
         return "redis" in (prefix if isinstance(prefix, tuple) else (prefix,)) or super().startswith(prefix, *args)
 
 
+CELERY_BROKER_URL = REDIS_URL
 CELERY_RESULT_BACKEND = RedisLike(_BACKEND)
 CELERY_TASK_DEFAULT_QUEUE = CRON_QUEUE = "celery"
 CELERY_TASK_QUEUES = {"celery": {}}

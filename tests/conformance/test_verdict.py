@@ -54,6 +54,11 @@ def test_a_console_that_passes_nothing_is_a_fault_whatever_the_control_says():
     assert Verdict({TEST: SKIPPED}, {TEST: SKIPPED}).fault == "Not one test has passed with the console."
 
 
+@pytest.mark.parametrize("sides", [(Outcome("not run"), PASSED), (PASSED, Outcome("not run"))])
+def test_a_test_for_which_there_was_no_time_is_a_fault_on_either_side(sides):
+    assert verdict(*sides).fault == "1 tests have not run: the time was over."
+
+
 def test_the_table_counts_file_by_file():
     rows = [row.split() for row in verdict(FAILED, PASSED).table().splitlines()]
     assert rows[2:] == [

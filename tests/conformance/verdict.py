@@ -14,7 +14,7 @@ BOTH = 12
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of one test: "passed", "failed" or "skipped"; `text` says why."""
+    """What became of one test: "passed", "failed", "skipped" or "not run", for lack of time; `text` says why."""
 
     state: str
     seconds: float = 0
@@ -50,11 +50,12 @@ class Verdict:
     @property
     def fault(self) -> str:
         """Why the run is no success; empty where it is one."""
-        failed_by_both = [test for test in self._not_passed() if self.control[test].state == "failed"]
-        if len(failed_by_both) > BOTH:
-            return (
-                f"{len(failed_by_both)} tests fail with plain Celery too: the machine is too busy, or the suite broken."
-            )
+        states = [outcome.state for outcome in (*self.console.values(), *self.control.values())]
+        both = [test for test in self._not_passed() if self.control[test].state == "failed"]
+        if "not run" in states:
+            return f"{states.count('not run')} tests have not run: the time was over."
+        if len(both) > BOTH:
+            return f"{len(both)} tests fail with plain Celery too: the machine is too busy, or the suite is broken."
         if not any(outcome.has_passed for outcome in self.console.values()):
             return "Not one test has passed with the console."
         return f"{len(self.regressions)} tests pass with plain Celery only." if self.regressions else ""
