@@ -258,12 +258,12 @@ def _windows(calendar: Calendar, entry: Entry) -> list[Window]:
     for number, each in enumerate(given, 1):
         window = Window(calendar=calendar)
         found = _fill(window, each) or _complaints(window)
-        if not found and window.cron and (window.start_at or window.end_at):
-            found = [("cron", "write it and minutes, or a start and an end, not both.")]
         times = (window.cron, window.minutes, window.start_at, window.end_at)
         found = found or _timing_complaints(blackout.window, calendar.timezone, *times)
         _refuse(entry, [(f"windows {number}: {name}", said) for name, said in found])
         windows.append(window)
+    told = [(each.cron, each.minutes, each.start_at, each.end_at) for each in windows]
+    _refuse(entry, _timing_complaints(blackout.check_number, told))
     return windows
 
 

@@ -110,8 +110,8 @@ def placed(moment: datetime, zone: tzinfo) -> datetime:
     if moment.tzinfo:
         return moment
     found = moment.replace(tzinfo=zone)
-    if clocks.wall(zone, found) != moment:
-        raise ValidationError(f"{moment:%H:%M} does not exist on that day in {zone}: the clocks go forward over it.")
+    if said := clocks.skipped(found):
+        raise ValidationError(said)
     return found
 
 

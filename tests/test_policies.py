@@ -1,5 +1,6 @@
 """What becomes of due times by each policy. Time passes by moving rows back, not by waiting."""
 
+import time
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -490,3 +491,14 @@ def test_the_latest_due_times_are_those_of_a_walk_from_the_first(monkeypatch, ke
         assert list(found.times) == walked[-kept:]
         assert found.following == at
         assert found.left_out_since == (first if len(walked) > kept else None)
+
+
+@pytest.mark.parametrize("expression", ["* * * * 1 *", "* * * * *", "0 0 1 1 *"])
+def test_the_latest_due_times_cost_no_walk_however_they_are_strewn(expression):
+    timing, now = Cron(expression, "Europe/Berlin"), datetime(2026, 2, 20, tzinfo=UTC)
+    first = timing.next_after(datetime(1990, 1, 1, tzinfo=UTC))
+    started_at = time.process_time()
+    found = policies.due_times(timing, first, now)
+    assert time.process_time() - started_at < 2
+    assert len(found.times) == (36 if expression == "0 0 1 1 *" else policies.KEPT)
+    assert found.times[-1] <= now < found.following
