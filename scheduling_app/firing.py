@@ -111,7 +111,7 @@ def fire_due(limit: int = 500) -> int:
 
 
 def fire_each(limit: int = 500) -> int:
-    """The same, one by one: what is wrong with one, be it an error of the database, is recorded, and the others fire."""
+    """The same, one by one: a fault of one, be it an error of the database, is recorded, and the others fire."""
     due = Schedule.objects.filter(enabled=True, next_fire_at__lte=Now()).order_by("next_fire_at")
     return sum(_fire_one(pk) for pk in list(due.values_list("pk", flat=True)[:limit]))
 
@@ -374,7 +374,7 @@ def _record(run: Run, patterns: Patterns) -> TaskRecord:
     if starts_at is None and schedule.jitter and run.reason in (Reason.DUE, Reason.LATE) and not run.has_waited:
         starts_at = jittered(schedule.pk, at, schedule.jitter, run.following)
     args, kwargs = arguments_of(schedule, at)
-    headers = {"periodic_task_name": schedule.name, "scheduled_for": at.isoformat()} | schedule.headers
+    headers = schedule.headers | {"periodic_task_name": schedule.name, "scheduled_for": at.isoformat()}
     if schedule.max_retries:
         headers[RETRY_HEADER] = {"max_retries": schedule.max_retries, "backoff": schedule.retry_backoff or 0}
     key = f"{schedule.pk} {at.timestamp()}" + (f" backfill {run.backfill_id}" if run.backfill_id else "")

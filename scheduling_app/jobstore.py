@@ -21,6 +21,7 @@ from django.db import IntegrityError, connections
 from scheduling_app.firing import fire_due, next_wake_up, plan_changed
 from scheduling_app.models import Schedule
 from scheduling_app.outages import is_away
+from scheduling_app.rules import check
 from scheduling_app.triggers import Cron, Date, Interval, TimingError, TimingTrigger, trigger_for
 from scheduling_app.waiting import next_look, release_waiting
 from tasks_app.statements import meanwhile
@@ -99,8 +100,10 @@ class ScheduleJobStore(BaseJobStore):
     def add_job(self, job: Job) -> None:
         overlap = Schedule.Overlap.SKIP if job.max_instances < UNLIMITED else Schedule.Overlap.ALLOW
         limit = {"overlap": overlap, "max_instances": min(job.max_instances, MOST_INSTANCES)}
+        schedule = Schedule(name=job.id, created_at=datetime.now(UTC), **limit, **_definition(job))
+        check(schedule)
         try:
-            Schedule.objects.create(name=job.id, **limit, **_definition(job))
+            schedule.save(force_insert=True)
         except IntegrityError as error:
             raise ConflictingIdError(job.id) from error
 

@@ -299,7 +299,7 @@ def test_schedules_of_people_are_theirs_also_under_a_name_that_one_had_once():
 
 def test_the_codes_fields_are_all_but_whether_it_is_on():
     own = {"id", "owner", "enabled", "created_at", "next_fire_at", "changed_at", "last_fire_at", "fired_count"}
-    own |= {"switched_at", "note", "problem"}
+    own |= {"switched_at", "note", "problem", "missed"}
     assert {field.name for field in Schedule._meta.concrete_fields} - set(declared.CODE_FIELDS) == own
 
 
