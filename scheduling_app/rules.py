@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -66,18 +66,25 @@ def complaints(schedule: Schedule, stored_task: str = "") -> list[Complaint]:
 
     `stored_task` is what its row names now: that may be a task which is not registered. An interval needs `created_at`.
     """
-    if found := list(_value_complaints(schedule)):
+    if found := field_complaints(schedule):
         return found
-    try:
-        schedule.clean_fields(exclude=["blackout", *_NOT_GIVEN])
-    except ValidationError as error:
-        return [(name, " ".join(said)) for name, said in error.message_dict.items()]
     found = [*policy_complaints(schedule), *call_complaints(schedule, stored_task)]
     try:
         schedule.timing()
     except TimingError as error:
         found.append((error.field, str(error)))
     return found
+
+
+def field_complaints(schedule: Schedule) -> list[Complaint]:
+    """What is wrong with the values of its fields, each by itself."""
+    if found := list(_value_complaints(schedule)):
+        return found
+    try:
+        schedule.clean_fields(exclude=["blackout", *_NOT_GIVEN])
+    except ValidationError as error:
+        return [(name, " ".join(said)) for name, said in error.message_dict.items()]
+    return []
 
 
 def past_complaint(schedule: Schedule, stored: Schedule | None, now: datetime) -> Complaint | None:
@@ -196,3 +203,16 @@ def queue_notes(schedule: Schedule) -> list[str]:
     if not schedule.queue or schedule.queue in current_app.amqp.queues:
         return []
     return [f"Workers do not consume the queue {schedule.queue} by default: name it in EXTRA_QUEUES."]
+
+
+def check_saved(instance: Schedule, raw: bool, update_fields: Collection[str] | None, **_: Any) -> None:
+    """A receiver of `pre_save`: values that no row can have are refused there too. Raises ScheduleRefused.
+
+    What depends on the code that is here, its task and what that takes, is for `check`, and for firing to record.
+    (Django's `bulk_create` and `update` send no signal.)
+    """
+    if raw:  # loaddata, which has its own order
+        return
+    for name, said in field_complaints(instance):
+        if update_fields is None or name in update_fields:
+            raise ScheduleRefused(instance.name, name, said)

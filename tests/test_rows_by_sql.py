@@ -4,6 +4,7 @@ Whatever is in one row, the schedulers' functions raise nothing, the others fire
 """
 
 from datetime import UTC, datetime, timedelta
+from itertools import product
 
 import pytest
 from django.db import DataError, IntegrityError, OperationalError, connection, transaction
@@ -50,12 +51,7 @@ VALUES = {
     "missed": ("1", "{}", '{"is_paused": 1, "first": "x"}', "null"),
 }
 TIMING = ("run_at", "start_at", "end_at", "every", "unit", "timezone", "cron")
-CASES = [
-    (kind, column, value)
-    for column, values in VALUES.items()
-    for value in values
-    for kind in (("cron", "interval", "date") if column in TIMING else ("interval",))
-]
+KINDS = ("interval", "cron", "date")
 
 
 def by_sql(table: str, column: str, value: str, pk: int) -> bool:
@@ -77,27 +73,29 @@ def a_pass() -> None:
     assert not store._has_failed
 
 
-@pytest.mark.parametrize(("kind", "column", "value"), CASES)
-def test_whatever_a_column_holds_the_others_fire_and_the_pages_are_there(admin_client, column, value, kind):
-    bad = due(timedelta(0), name="bad", kind=kind, cron="* * * * *", run_at=timezone.now(), overlap="skip")
-    good = due(timedelta(0), name="good")
-    before = Schedule.objects.filter(pk=bad.pk).values("next_fire_at", "changed_at").get()
-    was_written = by_sql("schedule", column, value, bad.pk)
-    if was_written and column != "next_fire_at":  # due, where the trigger has not said otherwise
-        Schedule.objects.filter(pk=bad.pk, changed_at=None).update(**before)
+@pytest.mark.parametrize("column", VALUES)
+def test_whatever_a_column_holds_the_others_fire_and_the_pages_are_there(admin_client, column):
+    good, bad = due(timedelta(0), name="good"), []
+    for number, (kind, value) in enumerate(product(KINDS if column in TIMING else KINDS[:1], VALUES[column])):
+        row = due(timedelta(0), name=f"{number}", kind=kind, cron="* * * * *", run_at=timezone.now(), overlap="skip")
+        before = Schedule.objects.filter(pk=row.pk).values("next_fire_at", "changed_at").get()
+        if by_sql("schedule", column, value, row.pk):
+            bad.append(row)
+            if column != "next_fire_at":  # due, where the trigger has not said otherwise
+                Schedule.objects.filter(pk=row.pk, changed_at=None).update(**before)
     a_pass()
     a_pass()
     assert runs(good) == [("fired", "due")]
-    stored = again(bad)
-    settled = stored.runs.exists() or stored.problem or stored.next_fire_at is None
-    assert settled or stored.next_fire_at > timezone.now() or stored.changed_at > timezone.now(), "it is not stuck"
-    for address in (
-        reverse("schedules:list"),
-        reverse("schedules:detail", args=[bad.pk]),
-        reverse("schedules:backfill_choose", args=[bad.pk]),
-        reverse("admin:scheduling_app_schedule_changelist"),
-        reverse("admin:scheduling_app_schedule_change", args=[bad.pk]),
-    ):
+    addresses = [reverse("schedules:list"), reverse("admin:scheduling_app_schedule_changelist")]
+    for row in bad:
+        stored = again(row)
+        settled = stored.runs.exists() or stored.problem or stored.next_fire_at is None
+        assert settled or max(stored.next_fire_at, stored.changed_at or stored.next_fire_at) > timezone.now(), (
+            stored.name
+        )
+        addresses.append(reverse("schedules:detail", args=[row.pk]))
+        addresses.append(reverse("admin:scheduling_app_schedule_change", args=[row.pk]))
+    for address in addresses:
         assert admin_client.get(address).status_code == 200, address
 
 
