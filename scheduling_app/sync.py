@@ -63,6 +63,7 @@ class Report:
 def sync(declared: Iterable[Declared] | None = None) -> Report:
     """Bring the table in line with what is declared (in this process), and tell in the log what that changed."""
     with connection.cursor() as cursor:
+        cursor.execute("SET LOCAL lock_timeout = '3s'")  # what is due waits for the end of this
         cursor.execute("SELECT pg_advisory_xact_lock(%s)", [_LOCK])
     declared, report = list(DECLARED.values() if declared is None else declared), Report()
     names = {name for each in declared for name in (each.name, *each.renamed_from)}
