@@ -1,4 +1,5 @@
 from django.apps import AppConfig
+from django.db.models.signals import pre_save
 from django.utils.module_loading import autodiscover_modules
 
 
@@ -8,5 +9,8 @@ class SchedulingConfig(AppConfig):
 
     def ready(self):
         from scheduling_app import checks  # noqa: F401 registers them
+        from scheduling_app.rules import check_saved
+
+        pre_save.connect(check_saved, self.get_model("Schedule"))
 
         autodiscover_modules("schedules")

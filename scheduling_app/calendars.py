@@ -14,7 +14,7 @@ from django.template.loader import render_to_string
 from django.utils import timezone
 
 from scheduling_app import clocks
-from scheduling_app.blackout import Dated, Recurring, window
+from scheduling_app.blackout import Dated, Recurring, check_number, window
 from scheduling_app.fields import WallTimeField, placed, wall, zones
 from scheduling_app.models import Calendar, Window
 from scheduling_app.triggers import TimingError
@@ -75,7 +75,7 @@ class WindowForm(forms.ModelForm):
 
     def clean(self):
         super().clean()
-        if not self.errors and self._has_one_kind():
+        if not self.errors:
             try:
                 self._place_times(clocks.zone(self.zone))
                 if not self.errors:
@@ -84,14 +84,6 @@ class WindowForm(forms.ModelForm):
                 if error.field in self.fields:  # the zone is the calendar's, which says so
                     self.add_error(error.field, str(error))
         return self.cleaned_data
-
-    def _has_one_kind(self) -> bool:
-        given = self.cleaned_data
-        if given["cron"] and (given["start_at"] or given["end_at"]):
-            self.add_error("cron", "Write a cron expression and minutes, or a start and an end, not both.")
-        elif not given["cron"] and given["minutes"]:
-            self.add_error("minutes", "Minutes belong to a cron expression: leave them out, or write one.")
-        return not self.errors
 
     def _place_times(self, zone: tzinfo) -> None:
         for name in ("start_at", "end_at"):
@@ -106,6 +98,17 @@ class WindowForm(forms.ModelForm):
 
 class Windows(forms.BaseInlineFormSet):
     """The windows of a calendar, whose zone they are typed in."""
+
+    def clean(self):
+        super().clean()
+        if not any(self.errors):
+            kept = [
+                form.cleaned_data for form in self.forms if form.cleaned_data and not self._should_delete_form(form)
+            ]
+            try:
+                check_number([tuple(each[name] for name in FIELDS) for each in kept])
+            except TimingError as error:
+                raise ValidationError(f"{error.field}: {error}") from error
 
     @cached_property
     def stored_zone(self) -> str:

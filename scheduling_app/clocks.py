@@ -16,12 +16,16 @@ SECOND = timedelta(seconds=1)
 LONGEST_DST_SHIFT = timedelta(hours=3)
 
 
-class TimingError(ValueError):
-    """A timing that cannot be: `field` is the Schedule's field at fault, str() says what to change."""
+class ScheduleError(ValueError):
+    """A schedule that cannot be: `field` is its field at fault, str() says what to change."""
 
     def __init__(self, field: str, message: str):
         super().__init__(message)
         self.field = field
+
+
+class TimingError(ScheduleError):
+    """A timing that cannot be."""
 
 
 class Turn(NamedTuple):
@@ -73,6 +77,13 @@ def _change(zone: tzinfo, low: datetime, high: datetime) -> datetime:
     return utc(high.replace(microsecond=0))
 
 
+def turn_of_day(zone: tzinfo, midnight: datetime) -> Turn:
+    """The turn of the day that starts at `midnight` (naive) and ends with another offset."""
+    day = timedelta(days=1)
+    before, after = offset(zone, midnight), offset(zone, midnight + day)
+    return Turn(_change(zone, midnight - before - SECOND, midnight + day - after), before, after)
+
+
 def offset(zone: tzinfo, wall: datetime) -> timedelta:
     return zone.utcoffset(wall) or timedelta(0)
 
@@ -85,6 +96,19 @@ def wall(zone: tzinfo, moment: datetime) -> datetime:
 
 def utc(naive: datetime) -> datetime:
     return naive.replace(tzinfo=UTC)
+
+
+def check_aware(field: str, moment: datetime) -> None:
+    """Raises TimingError on `field` for a time without a zone."""
+    if not isinstance(moment, datetime) or moment.tzinfo is None:
+        raise TimingError(field, "must be a date and time with a time zone")
+
+
+def skipped(moment: datetime) -> str:
+    """Why a time cannot be meant that the clocks of its zone skip; "" where they show it."""
+    if moment.tzinfo is None or wall(moment.tzinfo, moment) == moment.replace(tzinfo=None, fold=0):
+        return ""
+    return f"{moment:%H:%M} does not exist on that day in {moment.tzinfo}: the clocks go forward over it."
 
 
 @lru_cache(maxsize=1024)

@@ -99,14 +99,14 @@ def _split(text: str) -> list[str]:
     """Six fields, seconds first, whatever the expression came as."""
     if len(text) > LONGEST_EXPRESSION:
         raise TimingError("cron", f"longer than {LONGEST_EXPRESSION} characters")
-    name = text.strip().lower()
+    name = text.strip(" \t").lower()
     if name == "@reboot":
         raise TimingError("cron", "@reboot is refused: schedules fire by the clock, not at a start")
     if name.startswith(("tz=", "cron_tz=")):
         raise TimingError("cron", "TZ= and CRON_TZ= are refused: choose the time zone in its own field")
     if name.startswith("@") and name not in NICKNAMES:
         raise TimingError("cron", f"{name!r} is unknown: there are {', '.join(NICKNAMES)}")
-    parts = NICKNAMES.get(name, text).split()
+    parts = [part for part in re.split("[ \t]+", NICKNAMES.get(name, text)) if part]
     if len(parts) not in (5, 6):
         hint = "minute, hour, day of month, month and day of week, or six with seconds first"
         raise TimingError("cron", f"five fields are needed, not {len(parts)}: {hint}")

@@ -21,13 +21,15 @@ from django.conf import settings
 from scheduling_app.importing import Found, Refused, check
 from scheduling_app.models import Schedule
 
+#: What parts the fields of a line; nothing else does.
+BLANKS = " \t"
 #: Seconds of silence after which a request fails, where a line says nothing: wget's own; curl has none.
 PATIENCE = 900
 _FORM = "application/x-www-form-urlencoded"
-_ASSIGNMENT = re.compile(r"""([A-Za-z_]\w*)\s*=\s*(?:"(.*)"|'(.*)'|(.*))""")
+_ASSIGNMENT = re.compile(r"""([A-Za-z_]\w*)[ \t]*=[ \t]*(?:"(.*)"|'(.*)'|(.*))""", re.ASCII)
 #: At the end of a command: `> FILE`, `2>&1` and the like.
-_REDIRECTION = re.compile(r"""\s*(?:(?<=\s)[12])?&?>>?\s*(&[12]|[^\s&|;<>"']+)$""")
-_CHANGE_DIRECTORY = re.compile(r"""cd\s+[^\s&|;<>"']+\s*&&\s*""")
+_REDIRECTION = re.compile(r"""[ \t]*(?:(?<=[ \t])[12])?&?>>?[ \t]*(&[12]|[^\s&|;<>"']+)$""")
+_CHANGE_DIRECTORY = re.compile(r"""cd[ \t]+[^\s&|;<>"']+[ \t]*&&[ \t]*""")
 _VARIABLES = {
     "MAILTO": "no mail is sent: a failed run is shown on its schedule's page",
     "SHELL": "no shell is used",
@@ -52,8 +54,8 @@ class Line:
 def read(text: str, timezone: str, now: datetime, user_field: bool = False) -> Iterator[Line]:
     """The lines of a crontab that mean something. `timezone` is that of its machine; CRON_TZ in it goes before that."""
     zone, comment, names = timezone, list[str](), Counter[str]()
-    for number, line in enumerate(text.splitlines(), 1):
-        line = line.strip()
+    for number, line in enumerate(text.split("\n"), 1):  # splitlines() knows of nine more ends of a line
+        line = line.strip(BLANKS)
         if line.startswith("#"):
             comment.append(line.lstrip("# "))
             continue
@@ -72,11 +74,15 @@ def read(text: str, timezone: str, now: datetime, user_field: bool = False) -> I
 
 def _schedule(line: str, zone: str, user_field: bool, description: str, names: Counter[str], now: datetime) -> Found:
     times = 1 if line.startswith("@") else 5
-    parts = line.split(None, times + user_field)
+    parts = re.split(f"[{BLANKS}]+", line, maxsplit=times + user_field)
     if len(parts) <= times + user_field:
         raise Refused(f"It ends too early: a time{', a user' if user_field else ''} and a command are needed.")
-    if not user_field and parts[-1].startswith("root "):
+    if not user_field and re.match(f"root[{BLANKS}]", parts[-1]):
         raise Refused("Its command begins with a user, as in /etc/crontab: add --user-field.")
+    if line.endswith("\r"):
+        raise Refused(
+            "It ends with a carriage return, which cron gives to the command. Save the file with Unix line ends."
+        )
     found = _call(_command(parts[-1]))
     schedule = found.schedule
     names[schedule.name] += 1
@@ -123,7 +129,7 @@ def _without_redirections(command: str) -> tuple[str, list[str]]:
 
 def _words(command: str) -> list[str]:
     lexer = shlex.shlex(command, posix=True, punctuation_chars=True)
-    lexer.whitespace_split, lexer.commenters = True, ""
+    lexer.whitespace, lexer.whitespace_split, lexer.commenters = BLANKS, True, ""
     try:
         words = list(lexer)
     except ValueError as error:

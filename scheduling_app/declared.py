@@ -20,10 +20,8 @@ from django.apps import apps
 from django.utils import timezone
 
 from scheduling_app.models import Schedule
-from scheduling_app.rules import complaints
+from scheduling_app.rules import ScheduleRefused, complaints
 from scheduling_app.triggers import TimingError, parse_every
-from tasks_app.exceptions import InvalidSubmission
-from tasks_app.models import dump_json
 
 _FIELDS = {
     each.name: each
@@ -36,12 +34,8 @@ CODE_FIELDS: Sequence[str] = tuple(_FIELDS)
 OPTIONS = _FIELDS.keys() - {"name", "task", "kind", "unit", "cron", "every", "run_at"}
 
 
-class DeclarationError(ValueError):
-    """A declaration that cannot be: `field` is what is wrong in it, str() says what to change."""
-
-    def __init__(self, name: str, field: str, message: str):
-        super().__init__(f"Schedule {name!r}: {field}: {message}")
-        self.field = field
+class DeclarationError(ScheduleRefused):
+    """A declaration that cannot be."""
 
 
 @dataclass(frozen=True)
@@ -123,11 +117,6 @@ def _fill(row: Schedule, times: Mapping[str, Any], options: Mapping[str, Any]) -
 def _check(row: Schedule) -> None:
     if missing := [name for name, each in _FIELDS.items() if not each.null and getattr(row, name) is None]:
         raise DeclarationError(row.name, missing[0], "is not to be None; leave it out for the default.")
-    for name in ("args", "kwargs", "headers"):
-        try:
-            dump_json(getattr(row, name))
-        except InvalidSubmission as error:
-            raise DeclarationError(row.name, name, str(error)) from error
     row.created_at = timezone.now()  # an interval counts from it
     for wrong in complaints(row):
         raise DeclarationError(row.name, *wrong)

@@ -20,24 +20,16 @@ from django.utils import timezone
 from django.utils.dateparse import parse_datetime
 
 from scheduling_app import blackout, clocks
-from scheduling_app.fields import DEEPEST
+from scheduling_app.json_text import DEEPEST, JSONTextError, read_json
 from scheduling_app.models import Calendar, Schedule, Window
-from scheduling_app.rules import Complaint, complaints
+from scheduling_app.rules import BLANK, UNSTORABLE, Complaint, complaints, text_complaint, type_complaint
 from scheduling_app.triggers import TimingError
-from tasks_app.models import JSONText, printable
+from tasks_app.models import JSONText
 from tasks_app.pages import log
 
 Entry = dict[str, Any]
 
-_UNSTORABLE = "It has a character that Postgres cannot hold."
 CALENDAR, SCHEDULE = Calendar._meta.label_lower, Schedule._meta.label_lower
-#: What a value in JSON must be for a field, and how people call that.
-_TYPES: Sequence[tuple[type[models.Field], type, str]] = (
-    (models.BooleanField, bool, "true or false"),
-    (models.IntegerField, int, "a whole number"),
-    (models.CharField, str, "a text"),
-    (models.TextField, str, "a text"),
-)
 
 
 class ExchangeError(ValueError):
@@ -129,8 +121,8 @@ def _zone(name: Any) -> tzinfo:
 def load(text: str) -> list[Entry]:
     """The entries of a text. Raises ExchangeError."""
     try:
-        entries = json.loads(text)
-    except (ValueError, RecursionError) as error:
+        entries = read_json(text, DEEPEST + 3)  # a list of objects, and their windows
+    except JSONTextError as error:
         raise ExchangeError([f"It is no JSON: {error}."]) from error
     if not isinstance(entries, list):
         raise ExchangeError(["It is not a list of objects, as an export is."])
@@ -139,8 +131,10 @@ def load(text: str) -> list[Entry]:
         model, name = (entry.get("model"), entry.get("name")) if isinstance(entry, dict) else (None, None)
         if model not in (CALENDAR, SCHEDULE) or not isinstance(name, str) or not name:
             problems.append(f'Entry {number}: it needs a "name", and as its "model" {SCHEDULE} or {CALENDAR}.')
-        elif printable(name) != name:
-            problems.append(f"Entry {number}: name: {_UNSTORABLE}")
+        elif not name.strip():
+            problems.append(f"Entry {number}: name: {BLANK}")
+        elif text_complaint(name):
+            problems.append(f"Entry {number}: name: {UNSTORABLE}")
         elif (model, name) in seen:
             problems.append(f"Entry {number}: name: {name!r} is there twice.")
         else:
@@ -223,12 +217,10 @@ def _fill(row: models.Model, given: Mapping[str, Any]) -> list[Complaint]:
 
 def _read(each: models.Field, value: Any) -> Any:
     """A value in JSON as the field's own. Raises ValueError."""
-    if isinstance(each, JSONText) and _is_deeper(value, DEEPEST):
-        raise ValueError(f"Nested more than {DEEPEST} deep.")
     if value is None or isinstance(each, JSONText):
         return value
-    if isinstance(value, str) and printable(value) != value:
-        raise ValueError(_UNSTORABLE)
+    if said := text_complaint(value):
+        raise ValueError(said)
     if isinstance(each, models.ForeignKey):
         if found := Calendar.objects.filter(name=str(value)).first():
             return found
@@ -238,15 +230,9 @@ def _read(each: models.Field, value: Any) -> Any:
         if moment is None or moment.tzinfo is None or not 1970 <= moment.year < 9999:
             raise ValueError(f"{value!r} is not a time such as 2026-03-01T09:00:00+01:00, with its offset.")
         return moment
-    wanted, called = next((wanted, called) for kind, wanted, called in _TYPES if isinstance(each, kind))
-    if type(value) is not wanted:
-        raise ValueError(f"Write {called}, not {json.dumps(value):.80}.")
+    if said := type_complaint(each, value):
+        raise ValueError(said)
     return value
-
-
-def _is_deeper(value: Any, most: int) -> bool:
-    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else None
-    return inner is not None and (most == 0 or any(_is_deeper(each, most - 1) for each in inner))
 
 
 def _windows(calendar: Calendar, entry: Entry) -> list[Window]:
@@ -258,12 +244,12 @@ def _windows(calendar: Calendar, entry: Entry) -> list[Window]:
     for number, each in enumerate(given, 1):
         window = Window(calendar=calendar)
         found = _fill(window, each) or _complaints(window)
-        if not found and window.cron and (window.start_at or window.end_at):
-            found = [("cron", "write it and minutes, or a start and an end, not both.")]
         times = (window.cron, window.minutes, window.start_at, window.end_at)
         found = found or _timing_complaints(blackout.window, calendar.timezone, *times)
         _refuse(entry, [(f"windows {number}: {name}", said) for name, said in found])
         windows.append(window)
+    told = [(each.cron, each.minutes, each.start_at, each.end_at) for each in windows]
+    _refuse(entry, _timing_complaints(blackout.check_number, told))
     return windows
 
 

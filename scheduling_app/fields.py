@@ -1,8 +1,6 @@
 """Form fields of a schedule that Django has not: JSON that says where it is wrong, and wall times without a zone."""
 
 import json
-import math
-import re
 from datetime import datetime, tzinfo
 from functools import cache
 
@@ -11,18 +9,10 @@ from django.core.exceptions import ValidationError
 from django.utils.dateparse import parse_datetime
 
 from scheduling_app import clocks
+from scheduling_app.json_text import JSONTextError, read_json
+from scheduling_app.rules import LONGEST_JSON
 from tasks_app.models import printable
 
-#: How deep arguments may nest: whatever encodes them later does so with a deeper stack than a form's.
-DEEPEST = 50
-#: Characters of JSON in one field.
-LONGEST = 500_000
-
-#: What matters in a JSON text besides its strings.
-_TOKEN = re.compile(
-    r'"(?:\\.|[^"\\])*"|(?P<open>[\[{])|(?P<close>[\]}])|(?P<constant>-?\b(?:NaN|Infinity)\b)', re.DOTALL
-)
-_PYTHONS = {"True": "true", "False": "false", "None": "null"}
 _SHAPES: dict[type, str] = {list: 'a JSON list, such as [1, "two"]', dict: 'a JSON object, such as {"name": 1}'}
 
 
@@ -32,7 +22,7 @@ class ArgumentsField(forms.CharField):
     widget = forms.Textarea(attrs={"rows": 2, "spellcheck": "false", "class": "schedule-json"})
 
     def __init__(self, shape: type, **kwargs):
-        super().__init__(required=False, initial=shape, max_length=LONGEST, strip=False, **kwargs)
+        super().__init__(required=False, initial=shape, max_length=LONGEST_JSON, strip=False, **kwargs)
         self.shape = shape
 
     def to_python(self, value):
@@ -41,13 +31,10 @@ class ArgumentsField(forms.CharField):
         text = super().to_python(value) or ""
         if not text.strip():
             return self.shape()
-        _check_tokens(text)
         try:
-            parsed = json.loads(text, parse_float=_finite)
-        except json.JSONDecodeError as error:
-            raise _at(text, error.pos, _hint(text, error)) from error
-        except ValueError as error:
-            raise ValidationError(f"A number in it is too long: {error}.") from error
+            parsed = read_json(text)
+        except JSONTextError as error:
+            raise ValidationError(str(error), code="invalid") from error
         if not isinstance(parsed, self.shape):
             raise ValidationError(f"Write {_SHAPES[self.shape]}, not {_what(parsed)}.")
         return parsed
@@ -110,43 +97,9 @@ def placed(moment: datetime, zone: tzinfo) -> datetime:
     if moment.tzinfo:
         return moment
     found = moment.replace(tzinfo=zone)
-    if clocks.wall(zone, found) != moment:
-        raise ValidationError(f"{moment:%H:%M} does not exist on that day in {zone}: the clocks go forward over it.")
+    if said := clocks.skipped(found):
+        raise ValidationError(said)
     return found
-
-
-def _check_tokens(text: str) -> None:
-    depth = 0
-    for token in _TOKEN.finditer(text):
-        depth += (token["open"] is not None) - (token["close"] is not None)
-        if token["constant"]:
-            raise _at(text, token.start(), f"{token['constant']} is no JSON: write a number or null")
-        if depth > DEEPEST:
-            raise _at(text, token.start(), f"nested more than {DEEPEST} deep")
-
-
-def _finite(text: str) -> float:
-    number = float(text)
-    if math.isinf(number):
-        raise ValidationError(f"{text[:40]} is too large a number.")
-    return number
-
-
-def _hint(text: str, error: json.JSONDecodeError) -> str:
-    found = text[error.pos :]
-    if found.startswith("'"):
-        return "text stands in double quotes, not in single ones"
-    for python, right in _PYTHONS.items():
-        if found.startswith(python):
-            return f"write {right}, not {python}"
-    what = f"{error.msg[0].lower()}{error.msg[1:]}"
-    return f"{what}, but it ends here" if not found.strip() else what
-
-
-def _at(text: str, position: int, what: str) -> ValidationError:
-    line = text.count("\n", 0, position) + 1
-    column = position - text.rfind("\n", 0, position)
-    return ValidationError(f"line {line}, column {column}: {what}", code="invalid")
 
 
 def _what(value) -> str:

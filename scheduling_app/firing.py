@@ -6,18 +6,21 @@ waits and decides about the next time: no old definition fires once a save has r
 
 import logging
 import random
+import time
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from datetime import datetime
 from typing import Any
 from uuid import UUID, uuid5
 
 from celery import current_app
 from django.conf import settings
-from django.db import DatabaseError, connection, transaction
+from django.db import connection, transaction
 from django.db.models import Count, DateTimeField, Func, QuerySet
+from django.db.models.functions import Now
 
-from scheduling_app.models import Calendar, Schedule, ScheduleRun
+from scheduling_app.models import Calendar, Schedule, ScheduleQuerySet, ScheduleRun
+from scheduling_app.outages import is_away
 from scheduling_app.policies import (
     KEPT,
     Judge,
@@ -29,6 +32,7 @@ from scheduling_app.policies import (
     due_times,
     expires_at,
     failures,
+    left_out,
 )
 from scheduling_app.signatures import arguments_of
 from scheduling_app.triggers import TimingError, jittered
@@ -42,8 +46,11 @@ logger = logging.getLogger(__name__)
 
 #: Rows of runs after which a batch is full: many schedules may each have missed many times.
 MOST_RUNS = 10_000
+#: Seconds of judging after which it is full, too: what a batch has locked, nobody else can have.
+STEPPING = 0.3
 #: A schedule's old runs are deleted once in so many new ones.
 TRIMMED_EACH = 100
+_TIMES = ("run_at", "start_at", "end_at", "created_at")
 _NAMESPACE = UUID("6f0e2c53-6d3a-4c3c-9a4f-2f6f2d6a6e51")
 
 #: The time itself, not that of the transaction's start: two runs by hand in one have times of their own.
@@ -81,7 +88,7 @@ class Batch:
         inserted = submit(self.runs)
         for run in self.runs:
             if run.outcome != Outcome.SKIPPED and (run.schedule.pk, run.scheduled_for) in inserted:
-                run.schedule.fired_count += 1
+                run.schedule.fired_count = min(run.schedule.fired_count + 1, Schedule.MOST_FIRED)
         for schedule in self.schedules:
             if schedule.is_used_up:
                 schedule.next_fire_at = None
@@ -95,64 +102,125 @@ class Batch:
 def fire_due(limit: int = 500) -> int:
     """Fire a batch of due schedules: runs, tasks and next times in one transaction, messages after it. A count."""
     try:
-        return _fire(limit, _step_all)
-    except DatabaseError:
-        raise
-    except Exception:
+        return _fire(Schedule.objects.all(), limit)
+    except Exception as error:
+        if is_away(error):
+            raise
         logger.exception("A batch of schedules could not be fired together; each is fired by itself.")
-        return _fire(limit, _step_each)
+        return fire_each(limit)
 
 
-def _fire(limit: int, step: Callable[[list[Schedule], dict[int, Standing]], int]) -> int:
+def fire_each(limit: int = 500) -> int:
+    """The same, one by one: a fault of one, be it an error of the database, is recorded, and the others fire."""
+    due = Schedule.objects.filter(enabled=True, next_fire_at__lte=Now()).order_by("next_fire_at")
+    return sum(_fire_one(pk) for pk in list(due.values_list("pk", flat=True)[:limit]))
+
+
+def _fire(schedules: ScheduleQuerySet, limit: int) -> int:
     with transaction.atomic():
-        schedules = load(Schedule.objects.due(limit))
-        fired = step(schedules, _standings(schedules)) if schedules else 0
+        due = load(schedules.due(limit))
+        fired = _step_all(due, _standings(due)) if due else 0
         if fired > 1:
             check_constraints()
         return fired
 
 
 def _step_all(schedules: list[Schedule], standings: dict[int, Standing]) -> int:
-    batch = Batch()
+    batch, give_up_at = Batch(), time.monotonic() + STEPPING
     for schedule in schedules:
-        if len(batch.runs) >= MOST_RUNS:
+        if len(batch.runs) >= MOST_RUNS or (batch.schedules and time.monotonic() > give_up_at):
             break
         batch.step(schedule, standings[schedule.pk])
     batch.write()
     return len(batch.schedules)
 
 
-def _step_each(schedules: list[Schedule], standings: dict[int, Standing]) -> int:
-    """The same, one by one: of one that cannot be fired, that time is recorded as invalid, and the others go on."""
-    for schedule in schedules:
-        at, fired_count = schedule.next_fire_at, schedule.fired_count
-        try:
-            with transaction.atomic():
-                batch = Batch()
-                batch.step(schedule, standings[schedule.pk])
-                batch.write()
-        except DatabaseError:
+def _fire_one(pk: int) -> int:
+    try:
+        return _fire(Schedule.objects.filter(pk=pk), 1)
+    except Exception as error:
+        if is_away(error):
             raise
-        except Exception as error:
-            logger.exception("Schedule %r cannot be fired.", schedule.name)
-            ScheduleRun.objects.insert([Run(schedule, at, Outcome.SKIPPED, Reason.INVALID, _said(error))])
-            schedule.fired_count, schedule.last_fire_at = fired_count, schedule.database_now
-            try:
-                schedule.next_fire_at = schedule.timing().next_after(schedule.database_now)
-            except Exception:  # it is the timing, then: there is no next one
-                schedule.next_fire_at, schedule.problem = None, _said(error)
-            Schedule.objects.advance([schedule])
-    return len(schedules)
+        logger.exception("Schedule %s cannot be fired.", pk)
+        return _move_on(pk, _said(error))
+
+
+def _move_on(pk: int, said: str) -> int:
+    """Record its due time as invalid, and go on to the next one; where not even that can be, leave it as it is."""
+    try:
+        with transaction.atomic():
+            schedules = load(Schedule.objects.filter(pk=pk).due(1))
+            for schedule in schedules:
+                at = schedule.next_fire_at
+                ScheduleRun.objects.insert([Run(schedule, at, Outcome.SKIPPED, Reason.INVALID, said)])
+                schedule.last_fire_at = schedule.database_now
+                try:
+                    schedule.next_fire_at = schedule.timing().next_after(schedule.database_now)
+                except Exception:  # it is the timing, then: there is no next one
+                    schedule.next_fire_at, schedule.problem = None, said
+            Schedule.objects.advance(schedules)
+            return len(schedules)
+    except Exception as error:
+        if is_away(error):
+            raise
+        logger.exception("Nor can it be recorded that schedule %s cannot be fired.", pk)
+        return 0
 
 
 def plan_changed(limit: int = 500) -> int:
     """Compute the next time of a batch of schedules whose timing changed. A count."""
+    try:
+        return _plan_all(Schedule.objects.all(), limit)
+    except Exception as error:
+        if is_away(error):
+            raise
+        logger.exception("A batch of schedules could not be planned together; each is planned by itself.")
+    changed = Schedule.objects.filter(changed_at__isnull=False).order_by("changed_at")
+    return sum(_plan_one(pk) for pk in list(changed.values_list("pk", flat=True)[:limit]))
+
+
+def _plan_all(schedules: ScheduleQuerySet, limit: int) -> int:
+    planned, missed, give_up_at = list[Schedule](), list[Run](), time.monotonic() + STEPPING
     with transaction.atomic():
-        schedules = list(Schedule.objects.changed(limit))
-        for schedule in schedules:
+        for schedule in schedules.changed(limit):
+            if planned and (len(missed) >= MOST_RUNS or time.monotonic() > give_up_at):
+                break
+            missed += _missed(schedule)
             _plan(schedule)
-        Schedule.objects.advance(schedules)
-    return len(schedules)
+            planned.append(schedule)
+        ScheduleRun.objects.insert(missed)
+        trim({run.schedule.pk for run in missed})
+        Schedule.objects.advance(planned)
+    return len(planned)
+
+
+def _plan_one(pk: int) -> int:
+    try:
+        return _plan_all(Schedule.objects.filter(pk=pk), 1)
+    except Exception as error:
+        if is_away(error):
+            raise
+        logger.exception("Schedule %s cannot be planned.", pk)
+        return 0
+
+
+def _missed(schedule: Schedule) -> list[Run]:
+    """A run for each time that passed before it was paused or edited, and that no scheduler had come to."""
+    kept = schedule.missed
+    if kept is None:
+        return []
+    detail = f"{'It was paused' if kept.pop('is_paused') else 'Its timing was changed'} before it fired."
+    try:
+        times = {name: kept[name] and datetime.fromisoformat(kept[name]) for name in _TIMES}
+        first, until = (datetime.fromisoformat(kept.pop(name)) for name in ("first", "until"))
+        due = due_times(Schedule(**kept | times).timing(), first, until)
+    except Exception:  # the timing was at fault: then nothing came due by it, besides what the trigger has recorded
+        logger.exception("What schedule %r missed before it was changed is not known.", schedule.name)
+        return []
+    runs = [Run(schedule, at, Outcome.SKIPPED, Reason.MISFIRE, detail) for at in due.times]
+    if due.left_out_since:
+        runs[0].detail = f"{left_out(due)} {detail}"
+    return runs
 
 
 def next_wake_up() -> datetime | None:
@@ -205,7 +273,7 @@ class Patterns(dict[tuple, TaskRecord]):
             name, queue, priority, soft, hard = key
             options = {"queue": queue or settings.CRON_QUEUE, "priority": priority}
             limits = {"soft_time_limit": soft, "time_limit": hard}
-            self[key] = current_app.build_record(name, args, kwargs, **options, **limits)
+            self[key] = current_app.build_record(name, args, kwargs, announce=False, **options, **limits)
         return self[key]
 
 
@@ -273,6 +341,9 @@ def _blackout(calendar: Calendar):
         return calendar.blackout()
     except TimingError as error:
         return f"Calendar {calendar.name}: {error.field}: {error}"
+    except Exception as error:  # written by SQL: the schedules that go by it are told of it, and the others fire
+        logger.exception("Calendar %r cannot be read.", calendar.name)
+        return f"Calendar {calendar.name}: {_said(error)}"
 
 
 def _failing(schedules: Sequence[Schedule]) -> list[int]:
@@ -303,7 +374,7 @@ def _record(run: Run, patterns: Patterns) -> TaskRecord:
     if starts_at is None and schedule.jitter and run.reason in (Reason.DUE, Reason.LATE) and not run.has_waited:
         starts_at = jittered(schedule.pk, at, schedule.jitter, run.following)
     args, kwargs = arguments_of(schedule, at)
-    headers = {"periodic_task_name": schedule.name, "scheduled_for": at.isoformat()} | schedule.headers
+    headers = schedule.headers | {"periodic_task_name": schedule.name, "scheduled_for": at.isoformat()}
     if schedule.max_retries:
         headers[RETRY_HEADER] = {"max_retries": schedule.max_retries, "backoff": schedule.retry_backoff or 0}
     key = f"{schedule.pk} {at.timestamp()}" + (f" backfill {run.backfill_id}" if run.backfill_id else "")

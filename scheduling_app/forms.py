@@ -19,8 +19,16 @@ from django.utils.html import format_html
 from scheduling_app import clocks
 from scheduling_app.fields import ArgumentsField, WallTimeField, placed, wall
 from scheduling_app.models import Calendar, Schedule, default_timezone
-from scheduling_app.preview import TIMING, Preview, label_of, preview_of
-from scheduling_app.rules import MOST_JITTER, Complaint, call_complaints, policy_complaints
+from scheduling_app.preview import Preview, label_of, preview_of
+from scheduling_app.rules import (
+    BLANK,
+    MOST_JITTER,
+    TIMING,
+    Complaint,
+    call_complaints,
+    past_complaint,
+    policy_complaints,
+)
 from scheduling_app.sentences import sentences
 from scheduling_app.signatures import parameters_of, registered_tasks
 from scheduling_app.triggers import Timing, TimingError
@@ -223,6 +231,7 @@ class ScheduleForm(PlanForm):
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
+        self.fields["name"].error_messages["required"] = BLANK
         self._offer_tasks(self.initial.get("task"))
         self._offer_queues(self.initial.get("queue"))
         default = current_app.conf.task_default_priority
@@ -261,7 +270,8 @@ class ScheduleForm(PlanForm):
         super().clean()
         if not self.instance.owner and {"task", "args", "kwargs", "due_kwarg"} <= self.cleaned_data.keys():
             self._complain(call_complaints(self._given(), self.initial.get("task", "")))
-        if self.timing and self.timing_changed and self.timing.next_after(self.now) is None:
-            at = next(name for name in ("run_at", "end_at", "start_at", "kind") if self.cleaned_data[name])
-            self.add_error(at, "past: it would not run")
+        if self.timing and self.timing_changed:
+            given = self._given()
+            given.created_at = self.instance.created_at if self.instance.pk else self.now
+            self._complain(filter(None, [past_complaint(given, None, self.now)]))
         return self.cleaned_data

@@ -16,6 +16,8 @@ from cronsim import CronSimError
 from cronsim.cronsim import Field
 from django.conf import settings
 
+from scheduling_app.clocks import ScheduleError
+from scheduling_app.json_text import JSONTextError, read_json
 from scheduling_app.models import Schedule
 from scheduling_app.rules import complaints, queue_notes
 from scheduling_app.triggers import MICROSECOND
@@ -37,8 +39,11 @@ BEAT_FIELDS = (
 )
 
 
-class Refused(ValueError):
+class Refused(ScheduleError):
     """Why there is no such schedule: str() says so, and what to do."""
+
+    def __init__(self, message: str, field: str = ""):
+        super().__init__(field, message)
 
 
 class Over(Refused):
@@ -56,7 +61,7 @@ class Found:
 def check(schedule: Schedule, now: datetime) -> None:
     """Raises Refused where it is at fault, Over where it has no time to come."""
     if found := complaints(schedule):
-        raise Refused(" ".join(f"{name}: {said}" for name, said in found))
+        raise Refused(" ".join(f"{name}: {said}" for name, said in found), found[0][0])
     if schedule.timing().next_after(now) is None:
         raise Over("It has no time to come.")
 
@@ -96,9 +101,9 @@ def from_periodic_task(task: Any, now: datetime) -> Found:
 
 def _json(task: Any, name: str, shape: type) -> Any:
     try:
-        value = json.loads(getattr(task, name) or json.dumps(shape()))
-    except (ValueError, RecursionError) as error:
-        raise Refused(f"{name}: no JSON ({error}), so Beat does not run it either.") from error
+        value = read_json(getattr(task, name) or json.dumps(shape()))
+    except JSONTextError as error:
+        raise Refused(f"{name}: no JSON that means one thing: {error}.") from error
     if not isinstance(value, shape):
         raise Refused(f"{name}: {'a list' if shape is list else 'an object'} of JSON is needed.")
     return value

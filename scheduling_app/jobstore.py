@@ -8,6 +8,7 @@ where submitting it failed.) For whoever manages schedules from code, each row i
 
 import logging
 import time
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from typing import Any
@@ -15,10 +16,12 @@ from typing import Any
 from apscheduler.job import Job
 from apscheduler.jobstores.base import BaseJobStore, ConflictingIdError, JobLookupError
 from celery import Task, current_app
-from django.db import Error, IntegrityError, connections
+from django.db import IntegrityError, connections
 
 from scheduling_app.firing import fire_due, next_wake_up, plan_changed
 from scheduling_app.models import Schedule
+from scheduling_app.outages import is_away
+from scheduling_app.rules import check
 from scheduling_app.triggers import Cron, Date, Interval, TimingError, TimingTrigger, trigger_for
 from scheduling_app.waiting import next_look, release_waiting
 from tasks_app.statements import meanwhile
@@ -40,27 +43,41 @@ UNLIMITED, MOST_INSTANCES = 1_000_000, 32_767
 class ScheduleJobStore(BaseJobStore):
     def __init__(self):
         super().__init__()
-        self._away = self._is_busy = False
+        self._was_away = self._away = self._has_failed = self._is_busy = False
         self._released = 0
 
     def get_due_jobs(self, now: datetime) -> list[Job]:
+        self._was_away, self._away, self._has_failed = self._away, False, False
+        done = self._done(plan_changed)
         try:
-            done = plan_changed()
             with current_app.publisher.held_back() as publish_some, meanwhile(publish_some):
-                give_up_at = time.monotonic() + PASS
-                while (fired := fire_due(BATCH)) == BATCH and time.monotonic() < give_up_at:
-                    done += fired
-                self._released = release_waiting()
-            done += fired + self._released
-            self._away, self._is_busy = False, done > 0
+                done += self._done(self._fire)
+                self._released = self._done(release_waiting)
         except Exception as error:
             self._lost(error)
+        self._is_busy = done + self._released > 0
         return []
+
+    def _done(self, step: Callable[[], int]) -> int:
+        """What a step of a pass has done; one that fails keeps the others from their turn only where all would."""
+        if self._away:
+            return 0
+        try:
+            return step()
+        except Exception as error:
+            self._lost(error)
+            return 0
+
+    def _fire(self) -> int:
+        done, give_up_at = 0, time.monotonic() + PASS
+        while (fired := fire_due(BATCH)) == BATCH and time.monotonic() < give_up_at:
+            done += fired
+        return done + fired
 
     def get_next_run_time(self) -> datetime | None:
         """When to wake next. (APScheduler's loop ends where this raises.)"""
         now = datetime.now(UTC)
-        if self._away:
+        if self._away or self._has_failed:
             return now + BACK_OFF
         try:
             at = min(at for at in (next_wake_up(), next_look(self._released), now + POLL) if at)
@@ -83,8 +100,10 @@ class ScheduleJobStore(BaseJobStore):
     def add_job(self, job: Job) -> None:
         overlap = Schedule.Overlap.SKIP if job.max_instances < UNLIMITED else Schedule.Overlap.ALLOW
         limit = {"overlap": overlap, "max_instances": min(job.max_instances, MOST_INSTANCES)}
+        schedule = Schedule(name=job.id, created_at=datetime.now(UTC), **limit, **_definition(job))
+        check(schedule)
         try:
-            Schedule.objects.create(name=job.id, **limit, **_definition(job))
+            schedule.save(force_insert=True)
         except IntegrityError as error:
             raise ConflictingIdError(job.id) from error
 
@@ -124,11 +143,13 @@ class ScheduleJobStore(BaseJobStore):
         return job
 
     def _lost(self, error: Exception) -> None:
-        if not isinstance(error, Error):  # a scheduler that is not there is worse than one that repeats itself
+        if is_away(error):
+            if not self._was_away and not self._away:
+                logger.warning("Scheduler waits for the database: %s", str(error).strip())
+            self._away = True
+        else:  # a scheduler that is not there is worse than one that repeats itself
             logger.exception("A look at what is due failed; it is repeated.")
-        elif not self._away:
-            logger.warning("Scheduler waits for the database: %s", str(error).strip())
-        self._away = True
+            self._has_failed = True
         connections.close_all()
 
 

@@ -1,7 +1,9 @@
 """ApsSchedulerManager: schedules from code, and the scheduler that fires them."""
 
 import threading
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
+from contextlib import suppress
+from copy import copy
 from datetime import UTC, datetime
 from typing import Any
 
@@ -11,10 +13,12 @@ from apscheduler.jobstores.base import JobLookupError
 from apscheduler.schedulers.background import BackgroundScheduler
 from celery import Task
 from django.conf import settings
+from django.db import Error
 from django.utils import timezone as django_timezone
 
 from scheduling_app.jobstore import POLL, ScheduleJobStore, timing_fields
 from scheduling_app.models import CHANGED_CHANNEL, Schedule
+from scheduling_app.rules import ScheduleRefused, check
 from scheduling_app.triggers import Cron, Date, Interval, Timing, parse_every
 from tasks_app.maintenance import Relay
 from tasks_app.notify import Listener
@@ -75,19 +79,19 @@ class ApsSchedulerManager:
         self._watcher.join(5)
 
     def register_cron(self, task: Task | str, expression: str, *, id: str, timezone: str = "", **options: Any) -> None:
-        """Run `task` by a crontab expression (five fields, or six with seconds first). Raises TimingError."""
+        """Run `task` by a crontab expression (five fields, or six with seconds first). Raises ScheduleError."""
         bounds = {key: options.pop(key, None) for key in ("start_at", "end_at")}
         self._register(id, task, Cron(expression, timezone or settings.TIME_ZONE, **bounds), options)
 
     def register_interval(self, task: Task | str, every: str, *, id: str, timezone: str = "", **options: Any) -> None:
-        """Run `task` every so often: `every` is `30s`, `90m`, `2h`, `1d` or `1w`. Raises TimingError."""
+        """Run `task` every so often: `every` is `30s`, `90m`, `2h`, `1d` or `1w`. Raises ScheduleError."""
         bounds = {key: options.pop(key, None) for key in ("start_at", "end_at")}
         anchor = bounds["start_at"] or django_timezone.now()
         timing = Interval(*parse_every(every), anchor=anchor, timezone=timezone or settings.TIME_ZONE, **bounds)
         self._register(id, task, timing, options)
 
     def register_date(self, task: Task | str, run_at: datetime, *, id: str, **options: Any) -> None:
-        """Run `task` once, at `run_at` (aware)."""
+        """Run `task` once, at `run_at` (aware, and to come). Raises ScheduleError."""
         self._register(id, task, Date(run_at, settings.TIME_ZONE), options)
 
     def get_job(self, job_id: str) -> Job | None:
@@ -104,7 +108,16 @@ class ApsSchedulerManager:
         self._existing(job_id).set_enabled(True)
 
     def modify_job(self, job_id: str, **changes: Any) -> None:
-        """Change fields of a schedule (`cron`, `args`, `queue` …); a running scheduler sees it at once."""
+        """Change fields of a schedule (`cron`, `args`, `queue` …); a running scheduler sees it at once.
+
+        Raises ScheduleError, JobLookupError.
+        """
+        stored = self._existing(job_id).get()
+        _check_names(changes, {each.name for each in Schedule._meta.concrete_fields if each.editable})
+        changed = copy(stored)
+        for name, value in changes.items():
+            setattr(changed, name, value)
+        check(changed, stored, django_timezone.now())
         self._existing(job_id).update(**changes)
 
     def remove_job(self, job_id: str) -> None:
@@ -113,6 +126,8 @@ class ApsSchedulerManager:
 
     def _register(self, name: str, task: Task | str, timing: Timing, options: dict[str, Any]) -> None:
         fields = timing_fields(timing) | _fields(task, self.defaults | options)
+        now = django_timezone.now()
+        check(Schedule(name=name, created_at=now, **fields), _stored(name), now)
         if self.scheduler.running:
             _write(name, fields)
         else:
@@ -140,24 +155,32 @@ def _fields(
     known = {"args", "kwargs", "queue", "priority", "expires_after", "enabled", "description"}
     known |= {"jitter", "max_instances", "misfire_grace_time", "overlap", "pause_after_failures", "max_runs"}
     known |= {"headers", "due_kwarg", "soft_time_limit", "time_limit", "max_retries", "retry_backoff"}
-    if unknown := options.keys() - known:
-        raise TypeError(f"No such option of a schedule: {', '.join(sorted(unknown))}.")
-    for name in ("misfire_grace_time", "max_instances"):
-        if options[name] is not None and options[name] < 1:
-            raise ValueError(f"{name} is at least 1, or None for no limit; not {options[name]!r}.")
+    _check_names(options, known)
     unlimited = options["max_instances"] is None
     return (
         {"overlap": Schedule.Overlap.ALLOW if unlimited else Schedule.Overlap.SKIP}
         | options
         | {
-            "max_instances": options["max_instances"] or 1,
+            "max_instances": 1 if unlimited else options["max_instances"],
             "task": task if isinstance(task, str) else task.name,
             "catch_up": Schedule.CatchUp.LATEST if coalesce else Schedule.CatchUp.ALL,
         }
     )
 
 
+def _check_names(given: Mapping[str, Any], known: Collection[str]) -> None:
+    if unknown := given.keys() - known:
+        raise TypeError(f"No such option of a schedule: {', '.join(sorted(unknown))}.")
+
+
+def _stored(name: Any) -> Schedule | None:
+    """The schedule of this name as it is now, where the database answers: what is registered may wait for that."""
+    with suppress(Error, ValueError):  # a name that no text in Postgres can be is refused by the rules
+        return Schedule.objects.filter(name=name).first()
+    return None
+
+
 def _write(name: str, fields: Mapping[str, Any]) -> None:
     if owner := Schedule.objects.filter(name=name).exclude(owner="").values_list("owner", flat=True).first():
-        raise ValueError(f"Schedule {name!r} is declared in the schedules.py of app {owner}: change it there.")
+        raise ScheduleRefused(name, "name", f"it is declared in the schedules.py of app {owner}: change it there.")
     Schedule.objects.update_or_create(name=name, defaults=fields)

@@ -18,7 +18,7 @@ from django.db.models.functions import Now
 
 from scheduling_app import blackout, signatures, triggers
 from tasks_app import states
-from tasks_app.models import JSONText, TaskRecord
+from tasks_app.models import JSONText, TaskRecord, WhereWritten
 from tasks_app.statements import execute_many, rowset
 
 if TYPE_CHECKING:
@@ -75,8 +75,8 @@ class Calendar(models.Model):
     def blackout(self) -> blackout.Blackout:
         """Raises triggers.TimingError."""
         fields = ("cron", "minutes", "start_at", "end_at")
-        windows = [[getattr(window, name) for name in fields] for window in self.windows.all()]
-        return blackout.Blackout(self.name, [blackout.window(self.timezone, *window) for window in windows])
+        windows = tuple(tuple(getattr(window, name) for name in fields) for window in self.windows.all())
+        return blackout.blackout(self.name, self.timezone, windows)
 
 
 class Window(models.Model):
@@ -136,6 +136,8 @@ class Schedule(models.Model):
         SKIP = "skip", "Skip"
         DEFER = "defer", "Run at the window's end"
 
+    #: What the columns of its counts hold.
+    MOST_FIRED = 2**31 - 1
     #: How many missed times run at once with CatchUp.ALL, and how many runs wait with Overlap.QUEUE_ALL.
     MAX_CATCH_UP = MAX_QUEUED = 100
 
@@ -196,13 +198,15 @@ class Schedule(models.Model):
     #: Since when it is on, or paused: set by the trigger. And why it was paused, where that was not by hand.
     switched_at = models.DateTimeField(db_default=Now(), editable=False)
     note = models.CharField(max_length=500, blank=True, default="", db_default="", editable=False)
+    #: What was planned when it was edited or paused too late to fire: kept by the trigger, for firing.plan_changed.
+    missed = models.JSONField(null=True, editable=False)
     #: Why it will not fire, where its definition is at fault.
     problem = models.CharField(max_length=500, blank=True, default="", db_default="", editable=False)
 
     #: The database's time, on rows that came of `changed()` and `due()`.
     database_now: datetime
 
-    objects = ScheduleQuerySet.as_manager()
+    objects = WhereWritten.from_queryset(ScheduleQuerySet)()
 
     class Meta:
         ordering = ["name"]
@@ -230,7 +234,16 @@ class Schedule(models.Model):
     def save(self, *args, update_fields=None, **kwargs):
         """A save of an existing row leaves alone what schedulers write: a form may hold values from before they did."""
         if update_fields is None and not self._state.adding:
-            own = {"next_fire_at", "changed_at", "last_fire_at", "fired_count", "switched_at", "note", "problem"}
+            own = {
+                "next_fire_at",
+                "changed_at",
+                "last_fire_at",
+                "fired_count",
+                "switched_at",
+                "note",
+                "problem",
+                "missed",
+            }
             own |= {"created_at", "id"}
             update_fields = [field.name for field in self._meta.concrete_fields if field.name not in own]
         super().save(*args, update_fields=update_fields, **kwargs)
@@ -343,7 +356,7 @@ class ScheduleRun(models.Model):
         TaskRecord, models.SET_NULL, to_field="task_id", null=True, related_name="schedule_run"
     )
 
-    objects = ScheduleRunQuerySet.as_manager()
+    objects = WhereWritten.from_queryset(ScheduleRunQuerySet)()
 
     class Meta:
         ordering = ["-scheduled_for"]
@@ -372,7 +385,7 @@ _ADVANCED_OF = attrgetter(*_ADVANCED)
 _ADVANCE = f"""
 UPDATE {Schedule._meta.db_table} AS schedule SET
     next_fire_at = new.next_fire_at, last_fire_at = new.last_fire_at, problem = new.problem,
-    fired_count = new.fired_count, changed_at = NULL
+    fired_count = new.fired_count, changed_at = NULL, missed = NULL
 FROM {rowset(_ADVANCED)} WHERE schedule.id = new.id
 """
 _INSERTED = {

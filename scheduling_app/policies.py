@@ -9,11 +9,11 @@ invalid     its task is not there, or does not take its arguments
 """
 
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from functools import cached_property
-from itertools import takewhile
+from itertools import islice, takewhile
 
 from django.conf import settings
 
@@ -80,12 +80,7 @@ class DueTimes:
 
 def due_times(timing: Timing, first: datetime, now: datetime) -> DueTimes:
     """Those from `first` to `now`: the latest KEPT of them, without a walk through all that a long downtime missed."""
-    start, window = first, timedelta(minutes=1)
-    while window < now - first:
-        if sum(1 for _ in _up_to(timing, now - window, now, KEPT)) == KEPT:
-            start = timing.next_after(now - window) or first
-            break
-        window *= 8
+    start = _start(timing, first, now)
     times = deque([start], maxlen=KEPT)
     following = None
     for at in timing.times_after(start):
@@ -96,11 +91,30 @@ def due_times(timing: Timing, first: datetime, now: datetime) -> DueTimes:
     return DueTimes(times, following, None if times[0] == first else first)
 
 
-def _up_to(timing: Timing, after: datetime, last: datetime, count: int) -> Iterator[datetime]:
-    for number, at in enumerate(takewhile(lambda at: at <= last, timing.times_after(after))):
-        if number == count:
-            return
-        yield at
+def _start(timing: Timing, first: datetime, now: datetime) -> datetime:
+    """The time from which on there are KEPT up to `now`, or twice as many at most; `first` where there are fewer.
+
+    The window is widened until it holds enough, and then halved, as times may come in bursts: each look into it ends.
+    """
+    few, window, whole = timedelta(0), timedelta(minutes=1), now - first
+    while (count := _count(timing, now - min(window, whole), now)) < KEPT:
+        if window >= whole:
+            return first
+        few, window = window, window * 8
+    window = min(window, whole)
+    while count > 2 * KEPT:
+        middle = few + (window - few) / 2
+        if (halved := _count(timing, now - middle, now)) < KEPT:
+            few = middle
+        else:
+            window, count = middle, halved
+    return timing.next_after(now - window) or first
+
+
+def _count(timing: Timing, after: datetime, last: datetime) -> int:
+    """How many there are; more than twice KEPT are not counted."""
+    times = islice(timing.times_after(after), 2 * KEPT + 1)
+    return sum(1 for _ in takewhile(lambda at: at <= last, times))
 
 
 class Judge:
@@ -125,8 +139,7 @@ class Judge:
             left -= run.outcome != Outcome.SKIPPED
             runs.append(run)
         if self.due.left_out_since:
-            since = f"Stands for the times missed since {self.due.left_out_since:%Y-%m-%d %H:%M:%S} UTC."
-            runs[0].detail = f"{since} {runs[0].detail}".strip()[:500]
+            runs[0].detail = f"{left_out(self.due)} {runs[0].detail}".strip()[:500]
         return runs
 
     def _judged(self, at: datetime, number: int) -> Run:
@@ -210,6 +223,11 @@ class Judge:
 
     def _run(self, at: datetime, outcome: str, reason: str, detail: str) -> Run:
         return Run(self.schedule, at, outcome, reason, detail[:500])
+
+
+def left_out(due: DueTimes) -> str:
+    """What the first of these times says of those before it that have no row."""
+    return f"Stands for the times missed since {due.left_out_since:%Y-%m-%d %H:%M:%S} UTC."
 
 
 def failures(schedule: Schedule) -> str:

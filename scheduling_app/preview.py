@@ -10,13 +10,12 @@ from datetime import datetime
 
 from scheduling_app.blackout import Blackout
 from scheduling_app.models import Schedule
+from scheduling_app.rules import TIMING
 from scheduling_app.sentences import Sentence, sentences
 from scheduling_app.triggers import PreviewTime, Timing, TimingError, jittered, preview
 
 #: How many coming times are previewed.
 PREVIEWED = 10
-#: The fields that decide about the times.
-TIMING = ("kind", "cron", "every", "unit", "run_at", "timezone", "start_at", "end_at")
 #: What people call a field, where that is not its own name.
 LABELS = {
     "enabled": "On",

@@ -3,13 +3,18 @@
 import inspect
 from datetime import UTC, datetime
 from functools import lru_cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from celery import Task, current_app
+
+from tasks_app.exceptions import InvalidSubmission
+from tasks_app.messages import check_headers
 
 if TYPE_CHECKING:
     from scheduling_app.models import Schedule
 
+#: Headers of a run that the schedule itself does not choose.
+OWN_HEADERS = ("periodic_task_name", "scheduled_for", "retry_policy")
 #: Characters of a signature that are shown.
 LONGEST = 80
 
@@ -40,14 +45,25 @@ def drift(schedule: "Schedule") -> str:
 
 
 def at_fault(schedule: "Schedule") -> tuple[str, str] | None:
-    """The field because of which its task would not run here, "task", "args" or "kwargs", and why."""
+    """The field because of which its task would not run here, "task", "args", "kwargs" or "headers", and why."""
     if (task := current_app.tasks.get(schedule.task)) is None:
         return "task", f"No task {schedule.task} is registered."
     if not isinstance(schedule.args, list):
         return "args", f"{schedule.task}: args must be a list, not {type(schedule.args).__name__}."
     if not isinstance(schedule.kwargs, dict):
         return "kwargs", f"{schedule.task}: kwargs must be an object, not {type(schedule.kwargs).__name__}."
+    if schedule.headers != {} and (said := header_fault(schedule.headers)):
+        return "headers", said
     return misfit(task, *arguments_of(schedule, datetime.now(UTC)))
+
+
+def header_fault(headers: Any) -> str:
+    """Why no message could carry these headers; or ""."""
+    try:
+        check_headers(headers)
+    except InvalidSubmission as error:
+        return str(error)
+    return ""
 
 
 def misfit(task: Task, args: list, kwargs: dict) -> tuple[str, str] | None:

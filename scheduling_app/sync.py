@@ -6,15 +6,19 @@ several versions of the code, as a deploy has them for a while, the last to star
 """
 
 import logging
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-from django.db import IntegrityError, connection, transaction
+from django.db import Error, IntegrityError, connection, transaction
 from django.db.models import Q, QuerySet
+from django.utils import timezone
 
 from scheduling_app.declared import DECLARED, Declared
 from scheduling_app.models import Calendar, Schedule
+from scheduling_app.outages import is_away
+from scheduling_app.rules import past_complaint
 
 logger = logging.getLogger(__name__)
 
@@ -35,6 +39,8 @@ class Report:
     removed: list[str] = field(default_factory=list)
     #: Declared, but left alone: the log says why.
     conflicts: list[str] = field(default_factory=list)
+    #: Those that the database refused to write, with its words in the log.
+    failed: list[str] = field(default_factory=list)
 
     def __bool__(self) -> bool:
         return any(vars(self).values())
@@ -47,6 +53,7 @@ class Report:
             "declared again": self.returned,
             "no longer declared, paused": self.removed,
             "in conflict, left alone": self.conflicts,
+            "refused by the database": self.failed,
         }
         said = "; ".join(f"{word}: {', '.join(names)}" for word, names in words.items() if names)
         return f"Schedules in code: {said or 'nothing has changed'}."
@@ -56,17 +63,34 @@ class Report:
 def sync(declared: Iterable[Declared] | None = None) -> Report:
     """Bring the table in line with what is declared (in this process), and tell in the log what that changed."""
     with connection.cursor() as cursor:
+        cursor.execute("SET LOCAL lock_timeout = '3s'")  # what is due waits for the end of this
         cursor.execute("SELECT pg_advisory_xact_lock(%s)", [_LOCK])
     declared, report = list(DECLARED.values() if declared is None else declared), Report()
     names = {name for each in declared for name in (each.name, *each.renamed_from)}
     rows = {row.name: row for row in owned_or_named(names)}
     calendars = dict(Calendar.objects.filter(name__in={each.blackout for each in declared}).values_list("name", "pk"))
     for each, row in _matched(declared, rows):
-        _bring(each, row, calendars, report)
+        with _told(each.name, each.owner, report):
+            _bring(each, row, calendars, report)
     for row in rows.values():
         if row.owner:
-            _retire(row, report)
+            with _told(row.name, row.owner, report):
+                _retire(row, report)
     return report
+
+
+@contextmanager
+def _told(name: str, owner: str, report: Report) -> Iterator[None]:
+    """An error of the database is that of this one schedule, as long as there is a database."""
+    try:
+        with transaction.atomic():
+            yield
+    except Error as error:
+        if is_away(error):
+            raise
+        report.failed.append(name)
+        said = str(error).strip().splitlines()[0]
+        logger.error("Schedule %r of app %s is as it was: %s", name, owner, said)
 
 
 def owned_or_named(names: Collection[str]) -> QuerySet[Schedule]:
@@ -94,6 +118,10 @@ def _bring(each: Declared, row: Schedule | None, calendars: Mapping[str, int], r
     if each.blackout and each.blackout not in calendars:
         return _left_alone(each, f"there is no calendar {each.blackout!r}. Make it in the admin.", report)
     columns = {**each.columns, "owner": each.owner, "blackout_id": calendars.get(each.blackout)}
+    now = timezone.now()
+    wanted = Schedule(**columns, created_at=row.created_at if row else now)
+    if past := past_complaint(wanted, row, now):  # not refused: code goes on to say what has been, and is over
+        logger.warning("Schedule %r of app %s: %s.", each.name, each.owner, ": ".join(past))
     try:
         with transaction.atomic():
             if row is None:

@@ -29,6 +29,8 @@ from scheduling_app import clocks, cron
 from scheduling_app.clocks import TimingError, Turn
 
 MICROSECOND = timedelta(microseconds=1)
+#: What is later is shown by no zone's clocks: years have four digits.
+LAST = datetime(9999, 12, 30, tzinfo=UTC)
 LONGEST_INTERVAL = timedelta(days=3653)
 UNITS = {unit: timedelta(**{unit: 1}) for unit in ("seconds", "minutes", "hours", "days", "weeks")}
 
@@ -56,7 +58,7 @@ class Timing(ABC):
             found = self._next(moment)
         except OverflowError:  # the calendar ends with the year 9999
             return None
-        return None if found is None or (self.end_at and found > self.end_at) else found
+        return None if found is None or found > LAST or (self.end_at and found > self.end_at) else found
 
     def times_after(self, moment: datetime) -> Iterator[datetime]:
         """Every time strictly later than `moment`, lazily and in order; it may never end."""
@@ -81,9 +83,9 @@ class Timing(ABC):
     def _check_bounds(self) -> None:
         clocks.zone(self.timezone)
         if self.start_at is not None:
-            _check_aware("start_at", self.start_at)
+            clocks.check_aware("start_at", self.start_at)
         if self.end_at is not None:
-            _check_aware("end_at", self.end_at)
+            clocks.check_aware("end_at", self.end_at)
         if self.start_at and self.end_at and self.end_at.astimezone(UTC) < self.start_at.astimezone(UTC):
             raise TimingError("end_at", "ends before it starts")
 
@@ -176,7 +178,7 @@ class Interval(WallTiming):
 
     def __post_init__(self):
         _check_every(self.every, self.unit)
-        _check_aware("start_at", self.anchor)
+        clocks.check_aware("start_at", self.anchor)
         self._check_bounds()
 
     def describe(self) -> str:
@@ -208,7 +210,7 @@ class Date(Timing):
     timezone: str = "UTC"
 
     def __post_init__(self):
-        _check_aware("run_at", self.run_at)
+        clocks.check_aware("run_at", self.run_at)
         self._check_bounds()
 
     def describe(self) -> str:
@@ -296,11 +298,6 @@ def _note(timing: Timing, at: datetime) -> str:
     if timing._is_fixed_at(turn):
         return "clocks go back: runs once, in the first pass"
     return f"clocks go back: {'first' if at < turn.at else 'second'} pass"
-
-
-def _check_aware(field: str, moment: datetime) -> None:
-    if not isinstance(moment, datetime) or moment.tzinfo is None:
-        raise TimingError(field, "must be a date and time with a time zone")
 
 
 def _check_every(every: int, unit: str) -> None:

@@ -11,14 +11,14 @@ from copy import copy
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from django.db import DatabaseError, transaction
+from django.db import transaction
 from django.db.models import Count, QuerySet
 from django.db.models.functions import Now
 
 from scheduling_app.firing import make_records, submit_records
 from scheduling_app.models import Backfill, Calendar, Schedule, ScheduleRun, locked
+from scheduling_app.outages import is_away
 from scheduling_app.policies import Outcome, Overlap, Reason, Run
-from scheduling_app.triggers import TimingError
 
 logger = logging.getLogger(__name__)
 
@@ -41,7 +41,7 @@ def next_look(released: int = 0) -> datetime | None:
 def _release(kind: str, owners: QuerySet, turns: Callable[[Any, int], Iterator[Run]], limit: int) -> int:
     """Through all of them, so that many which have to wait on keep no others from their turn."""
     count: int = 0
-    last: int | None = 0
+    last: int | None = -(2**63)
     while last is not None:
         with transaction.atomic():
             batch = list(owners.filter(pk__gt=last).order_by("pk")[:limit])
@@ -64,9 +64,9 @@ def _fire_all(runs: Sequence[Run]) -> int:
     try:
         with transaction.atomic():
             return _fire([copy(run) for run in runs])
-    except DatabaseError:
-        raise
-    except Exception:
+    except Exception as error:
+        if is_away(error):
+            raise
         logger.exception("Runs that waited could not be fired together; each is fired by itself.")
     return sum(map(_fire_one, runs))
 
@@ -75,11 +75,19 @@ def _fire_one(run: Run) -> int:
     try:
         with transaction.atomic():
             return _fire([copy(run)])
-    except DatabaseError:
-        raise
     except Exception as error:
+        if is_away(error):
+            raise
+        logger.exception("A run of schedule %r that waited cannot be fired.", run.schedule.name)
         run.skip(Reason.INVALID, f"{type(error).__name__}: {error}")
-        return _fire([run])
+    try:
+        with transaction.atomic():
+            return _fire([run])
+    except Exception as error:
+        if is_away(error):
+            raise
+        logger.exception("Nor can that be recorded.")
+        return 0
 
 
 def _fire(runs: Sequence[Run]) -> int:
@@ -118,7 +126,7 @@ def _turns_of_schedule(schedule: Schedule, unfinished: int) -> Iterator[Run]:
 def _is_free(calendar: Calendar, now: datetime) -> bool:
     try:
         return calendar.blackout().free_from(now) == now
-    except TimingError:  # each of its due times is recorded as invalid, and says so
+    except Exception:  # each of its due times is recorded as invalid, and says so
         return False
 
 

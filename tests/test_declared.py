@@ -5,8 +5,9 @@ import threading
 from datetime import UTC, datetime, timedelta
 from zoneinfo import ZoneInfo
 
+import psycopg
 import pytest
-from django.db import connection
+from django.db import DataError, InternalError, OperationalError, ProgrammingError, connection
 from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
 
@@ -299,7 +300,7 @@ def test_schedules_of_people_are_theirs_also_under_a_name_that_one_had_once():
 
 def test_the_codes_fields_are_all_but_whether_it_is_on():
     own = {"id", "owner", "enabled", "created_at", "next_fire_at", "changed_at", "last_fire_at", "fired_count"}
-    own |= {"switched_at", "note", "problem"}
+    own |= {"switched_at", "note", "problem", "missed"}
     assert {field.name for field in Schedule._meta.concrete_fields} - set(declared.CODE_FIELDS) == own
 
 
@@ -351,7 +352,33 @@ def test_owned_ones_are_found_by_index_among_many():
     assert "Seq Scan" not in plan
 
 
-def test_a_date_that_passed_is_declared_as_finished():
+def test_a_date_that_passed_is_declared_as_finished_with_a_word_of_it(caplog):
     deploy({"name": "once", "every": "", "run_at": timezone.now() - timedelta(days=1)})
     firing.plan_changed()
     assert (row("once").next_fire_at, row("once").problem) == (None, "")
+    assert "Schedule 'once' of app sample: run_at: past: it would not run." in caplog.text
+
+
+@pytest.mark.parametrize("error", [DataError, ProgrammingError, InternalError, OperationalError])
+def test_one_that_the_database_refuses_is_named_and_the_others_are_written(monkeypatch, caplog, error):
+    create = Schedule.objects.create
+
+    def refused(**columns):
+        if columns["name"] == "bad":
+            raise error("not this one") from psycopg.errors.LockNotAvailable("not this one")
+        return create(**columns)
+
+    monkeypatch.setattr(Schedule.objects, "create", refused)
+    report = deploy({"name": "bad"}, {"name": "good"})
+    assert (report.created, report.failed) == (["good"], ["bad"])
+    assert "Schedule 'bad' of app sample is as it was: not this one" in caplog.text
+    assert "refused by the database: bad" in str(report)
+
+
+def test_a_lost_database_is_no_fault_of_a_declaration(monkeypatch):
+    def away(**_):
+        raise OperationalError("the connection is lost")
+
+    monkeypatch.setattr(Schedule.objects, "create", away)
+    with pytest.raises(OperationalError, match="lost"):
+        deploy({"name": "good"})

@@ -230,6 +230,59 @@ def test_a_time_that_was_due_has_its_row_where_an_edit_comes_before_it_fires(cha
     assert runs(other) == []
 
 
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [({"enabled": False}, "It was paused before it fired."), ({"every": 1, "unit": "hours"}, "Its timing was changed")],
+)
+def test_each_time_that_was_missed_by_then_has_its_row_when_a_schedule_is_paused_or_edited(change, says):
+    late = timedelta(minutes=13)
+    schedule = due(late, every=10, unit="seconds")
+    anchor = again(schedule).next_fire_at
+    Schedule.objects.filter(pk=schedule.pk).update(**change)
+    firing.plan_changed()
+    times = list(schedule.runs.order_by("scheduled_for").values_list("scheduled_for", flat=True))
+    assert times == [anchor + number * timedelta(seconds=10) for number in range(len(times))]
+    assert 79 <= len(times) <= 85
+    assert set(runs(schedule)) == {("skipped", "misfire")}
+    assert all(says in detail for detail in schedule.runs.values_list("detail", flat=True))
+    assert again(schedule).missed is None
+    assert not TaskRecord.objects.exists()
+
+
+def test_edits_one_after_the_other_lose_none_of_what_was_missed_before_the_first():
+    schedule = due(timedelta(minutes=3, seconds=30))
+    for change in ({"every": 5}, {"enabled": False}, {"cron": "0 0 1 1 *", "kind": "cron"}):
+        Schedule.objects.filter(pk=schedule.pk).update(**change)
+    firing.plan_changed()
+    assert runs(schedule) == [("skipped", "misfire")] * 4
+
+
+def test_of_more_missed_times_than_the_ledger_keeps_the_first_row_stands_for_the_others(monkeypatch):
+    monkeypatch.setattr(policies, "KEPT", 10)
+    schedule = due(timedelta(hours=1))
+    Schedule.objects.filter(pk=schedule.pk).set_enabled(False)
+    firing.plan_changed()
+    rows = list(schedule.runs.order_by("scheduled_for"))
+    assert len(rows) <= 11, "the latest ten, and the one that the pause itself has recorded"
+    assert "Stands for the times missed since" in rows[1].detail
+
+
+def test_a_pause_of_one_that_has_missed_nothing_records_nothing():
+    schedule = make()
+    firing.plan_changed()
+    Schedule.objects.filter(pk=schedule.pk).set_enabled(False)
+    firing.plan_changed()
+    assert runs(schedule) == []
+
+
+def test_a_batch_ends_when_its_judging_has_taken_long_enough(monkeypatch):
+    monkeypatch.setattr(firing, "STEPPING", 0)
+    for number in range(3):
+        due(timedelta(0), name=f"s{number}")
+    assert firing.fire_due() == 1, "one at least"
+    assert firing.fire_due() + firing.fire_due() == 2
+
+
 def test_a_time_that_has_a_row_makes_no_task():
     """As where somebody moved `next_fire_at` back by SQL."""
     schedule, other = due(timedelta(seconds=1)), due(timedelta(seconds=1), name="other")
@@ -340,7 +393,8 @@ def test_a_task_that_is_unique_for_a_time_fires_again_after_it():
 
 
 def test_arguments_that_make_no_task_are_an_outcome_too():
-    schedule = due(timedelta(seconds=1), args={"not": "a list"})
+    schedule = due(timedelta(seconds=1))
+    Schedule.objects.filter(pk=schedule.pk).update(args={"not": "a list"})
     other = due(timedelta(seconds=1), name="other")
     firing.fire_due()
     assert runs(schedule) == [("skipped", "invalid")]

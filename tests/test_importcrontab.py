@@ -9,6 +9,7 @@ from django.contrib.admin.models import LogEntry
 from django.core.management import CommandError, call_command
 
 from scheduling_app.crontab import Line, read
+from scheduling_app.management.commands.importcrontab import contents
 from scheduling_app.models import Schedule
 
 NOW = datetime(2026, 3, 27, 12, tzinfo=UTC)
@@ -56,6 +57,33 @@ def test_that_its_output_goes_elsewhere_is_told():
     assert "not in /var/log/x.log" in line.found.notes[-1]
     (line,) = lines("0 3 * * * ./manage.py check >/dev/null 2>&1")
     assert len(line.found.notes) == 1
+
+
+# Lines and fields
+
+_NO_ENDS = ["\v", "\f", "\r", "\x1c", "\x1d", "\x1e", "\x85", "\u2028", "\u2029"]
+
+
+@pytest.mark.parametrize("sign", _NO_ENDS)
+def test_a_line_ends_at_a_newline_and_nowhere_else(sign):
+    assert not lines(f"# off:{sign}* * * * * curl https://example.com")
+    (line,) = lines(f"# off:{sign}* * * * * curl https://example.com\n{CLEAR}")
+    assert line.number == 2
+
+
+@pytest.mark.parametrize("sign", [*_NO_ENDS, "\xa0", "\u3000"])
+def test_fields_part_at_blanks_and_tabs_and_nowhere_else(sign):
+    assert "cron" in reason_of(f"* * *{sign}* * * ./manage.py clearsessions") or sign == "\r"
+    (line,) = lines(f"{sign}# no comment * * * *")
+    assert line.found is None
+    assert schedule_of("0\t3 \t * *\t*   ./manage.py\tclearsessions").args == ["clearsessions"]
+
+
+def test_a_carriage_return_is_a_part_of_the_command_as_with_cron(tmp_path):
+    assert "carriage return" in reason_of(f"{CLEAR}\r")
+    file = tmp_path / "crontab"
+    file.write_bytes(b"# off:\r* * * * * curl https://example.com\n")
+    assert contents(str(file)) == "# off:\r* * * * * curl https://example.com\n"
 
 
 # Requests

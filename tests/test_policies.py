@@ -1,5 +1,6 @@
 """What becomes of due times by each policy. Time passes by moving rows back, not by waiting."""
 
+import time
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -368,6 +369,53 @@ def test_a_header_put_in_by_sql_does_not_void_the_message():
     assert "gen" not in schedule.runs.get().record.options["headers"]
 
 
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ('{"id": "x"}', "id"),
+        ('{"expires": "junk"}', "expires"),
+        ('{"task": "other"}', "task"),
+        ('{"compression": "application/x-gzip"}', "compression"),
+        ("[]", "object"),
+        ("1", "object"),
+        ("nonsense", "object"),
+        ("null", "object"),
+    ],
+)
+def test_headers_that_no_message_can_carry_are_the_reason_why_a_due_time_is_invalid(text, says):
+    bad, good = due(timedelta(0), name="bad"), due(timedelta(0), name="good")
+    with connection.cursor() as cursor:
+        cursor.execute("UPDATE scheduling_app_schedule SET headers = %s WHERE id = %s", [text, bad.pk])
+    firing.fire_due()
+    assert runs(bad) == [("skipped", "invalid")]
+    assert says in bad.runs.get().detail
+    assert runs(good) == [("fired", "due")]
+    run = firing.run_now(again(bad))
+    assert (run.outcome, run.reason) == ("skipped", "invalid")
+    assert says in run.detail
+
+
+def test_headers_by_sql_do_not_say_whose_run_it_is():
+    schedule = due(timedelta(0))
+    Schedule.objects.filter(pk=schedule.pk).update(headers={"scheduled_for": "junk", "periodic_task_name": "other"})
+    firing.fire_due()
+    headers = schedule.runs.get().record.options["headers"]
+    assert headers["periodic_task_name"] == "s"
+    assert headers["scheduled_for"] == schedule.runs.get().scheduled_for.isoformat()
+
+
+def test_an_always_closed_calendar_costs_the_others_nothing(calendar):
+    Window(calendar=calendar, cron="0 0 * * *", minutes=1440).save()
+    closed = [due(timedelta(hours=20), name=f"closed {n}", blackout=calendar, catch_up="all") for n in range(3)]
+    good, started_at = due(timedelta(0), name="good"), time.process_time()
+    while firing.fire_due():
+        pass
+    assert time.process_time() - started_at < 5
+    assert runs(good) == [("fired", "due")]
+    for each in closed:
+        assert each.runs.filter(outcome="skipped", reason__in=["blackout", "misfire", "limit"]).count() == policies.KEPT
+
+
 def test_schedules_of_one_batch_do_not_share_what_is_their_own():
     one = due(timedelta(0), name="one", args=["one"], priority=1, headers={"of": "one"}, expires_after=60)
     two = due(timedelta(0), name="two", args=["two"], priority=1, headers={"of": "two"}, time_limit=9)
@@ -490,3 +538,14 @@ def test_the_latest_due_times_are_those_of_a_walk_from_the_first(monkeypatch, ke
         assert list(found.times) == walked[-kept:]
         assert found.following == at
         assert found.left_out_since == (first if len(walked) > kept else None)
+
+
+@pytest.mark.parametrize("expression", ["* * * * 1 *", "* * * * *", "0 0 1 1 *"])
+def test_the_latest_due_times_cost_no_walk_however_they_are_strewn(expression):
+    timing, now = Cron(expression, "Europe/Berlin"), datetime(2026, 2, 20, tzinfo=UTC)
+    first = timing.next_after(datetime(1990, 1, 1, tzinfo=UTC))
+    started_at = time.process_time()
+    found = policies.due_times(timing, first, now)
+    assert time.process_time() - started_at < 2
+    assert len(found.times) == (36 if expression == "0 0 1 1 *" else policies.KEPT)
+    assert found.times[-1] <= now < found.following

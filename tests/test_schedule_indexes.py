@@ -121,7 +121,7 @@ def test_no_statement_of_a_scheduler_or_of_the_lists_reads_a_whole_table(many, p
         "a pass": lambda: store.get_due_jobs(now),
         "when to wake next": store.get_next_run_time,
         "an idle pass": lambda: store.get_due_jobs(now),
-        "one by one": lambda: firing._fire(500, firing._step_each),
+        "one by one": lambda: firing.fire_each(500),
         "trim": lambda: firing.trim([schedule.pk for schedule in some]),
         "run by hand": lambda: firing.run_now(some[0]),
         "start a backfill": lambda: backfill.start(

@@ -86,6 +86,40 @@ def test_next_takes_the_name_of_a_schedule(capsys):
 
 
 @pytest.mark.django_db
+@pytest.mark.parametrize("name", ["7 day report for Berlin", "* * * * *", "@daily digest", "61 * * * *"])
+def test_a_schedule_of_that_name_comes_before_an_expression(capsys, name):
+    make(name)
+    assert upcoming(capsys, name, *AFTER) == upcoming(capsys, "30 2 * * *", *AFTER)
+
+
+@pytest.mark.parametrize("option", ["--at", "--after"])
+def test_a_time_that_the_clocks_skip_is_refused(option):
+    with pytest.raises(CommandError, match=f"{option}: 02:30 does not exist on that day in Europe/Berlin") as refusal:
+        call_command("schedules", "next", *EVERY[option], option, "2031-03-30T02:30", "--tz", "Europe/Berlin")
+    assert refusal.value.returncode == 2
+
+
+@pytest.mark.parametrize("option", ["--at", "--after"])
+def test_of_a_time_that_the_clocks_show_twice_it_is_said_how_it_is_read(capsys, option):
+    arguments = ("schedules", "next", *EVERY[option], option, "2031-10-26T02:30", "--tz", "Europe/Berlin")
+    call_command(*arguments, "--count", "1")
+    printed = capsys.readouterr()
+    assert (
+        f"{option}: the clocks show 02:30 twice on that day; read as the first: 2031-10-26T02:30:00+02:00."
+        in printed.err
+    )
+    assert printed.out == {"--at": "2031-10-26T00:30:00Z\n", "--after": "2031-10-26T01:30:00Z\n"}[option]
+
+
+EVERY = {"--at": (), "--after": ("--every", "1h")}
+
+
+def test_so_many_times_are_printed_and_no_more():
+    with pytest.raises(CommandError, match="--count: 10,000 at most"):
+        call_command("schedules", "next", "* * * * *", "--count", "10001")
+
+
+@pytest.mark.django_db
 def test_next_of_a_schedule_ends_with_its_runs_and_says_that_it_is_paused(capsys):
     Schedule.objects.filter(pk=make("n", max_runs=3, enabled=False).pk).update(fired_count=1)
     call_command("schedules", "next", "n")

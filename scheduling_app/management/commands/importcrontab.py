@@ -79,7 +79,10 @@ class Command(TerminalCommand):
 
 
 def contents(file: str) -> str:
+    """A file, or standard input, with its line ends as they are: to cron a carriage return is none."""
     try:
-        return sys.stdin.read() if file == "-" else Path(file).read_text(encoding="utf-8")
+        if file != "-":
+            return Path(file).read_bytes().decode()
+        return sys.stdin.buffer.read().decode() if hasattr(sys.stdin, "buffer") else sys.stdin.read()
     except (OSError, UnicodeDecodeError) as error:
         raise CommandError(f"{file} cannot be read: {error}.", returncode=WRONG) from error

@@ -2,23 +2,28 @@ import json
 import re
 import sys
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from datetime import UTC, datetime
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from django.conf import settings
+from django.core.exceptions import ValidationError
 from django.core.management.base import CommandError, CommandParser
 from django.db import transaction
 from django.utils import timezone
 from django.utils.dateparse import parse_datetime
 
-from scheduling_app import actions, exchange
+from scheduling_app import actions, clocks, exchange
+from scheduling_app.fields import placed
 from scheduling_app.models import Calendar, Schedule
 from scheduling_app.outlook import ON, PROBLEM, STATES, Outlook
 from scheduling_app.terminal import REFUSED, WRONG, TerminalCommand, account, named, shown
 from scheduling_app.triggers import Cron, Date, Interval, Timing, TimingError, parse_every
 
+#: Times that are printed at once.
+MOST_TIMES = 10_000
 _MARKS = {"add": "+", "change": "~", "remove": "-"}
 
 
@@ -84,21 +89,60 @@ class Command(TerminalCommand):
             self.stdout.write(f"{row.state_word:<13}  {at}  {schedule.name}: {row.words}, {schedule.timezone}{problem}")
 
     def do_next(self, *, what, every, at, tz, after, count, json: bool, **_) -> None:
-        moment, count = _time(after, tz, "--after") if after else timezone.now(), max(count, 0)
+        moment, count = self.time(after, tz, "--after") if after else timezone.now(), max(count, 0)
+        if count > MOST_TIMES:
+            raise CommandError(f"--count: {MOST_TIMES:,} at most.", returncode=WRONG)
         if what is every is at is None:
             self.print_next_of_all(moment, count, json)
             return
-        if what is not None and not is_expression(what):
-            (schedule,) = named([what])
+        if schedule := self.named(what):
             timing: Timing = schedule.timing()
             if schedule.max_runs is not None:
                 count = min(count, max(schedule.max_runs - schedule.fired_count, 0))
             if not schedule.enabled:
                 self.stderr.write(self.style.WARNING(f"{schedule.name} is paused: it would run then if it were on."))
         else:
-            timing = _timing(what, every, at, tz, moment)
+            timing = self.timing(what, every, at, tz, moment)
         times = [_utc(time) for time in islice(timing.times_after(moment), count)]
         self.write_json(times) if json else self.write_lines(times)
+
+    def named(self, what: str | None) -> Schedule | None:
+        """The schedule of this name; None where it is an expression, for which no database is needed."""
+        if what is None:
+            return None
+        if is_expression(what):
+            with suppress(Exception):
+                return Schedule.objects.filter(name=what).first()
+            return None
+        return named([what])[0]
+
+    def timing(self, expr, every, at, tz, moment) -> Timing:
+        if every:
+            return Interval(*parse_every(every), anchor=moment, timezone=tz)
+        if at:
+            return Date(self.time(at, tz, "--at"), timezone=tz)
+        return Cron(expr, timezone=tz)
+
+    def time(self, text: str, tz: str, option: str) -> datetime:
+        """An ISO 8601 time; without an offset, in the zone `tz`, where it must be one."""
+        try:
+            time = parse_datetime(text)
+        except ValueError:
+            time = None
+        if time is None:
+            said = f"{option}: {text!r} is not an ISO 8601 time, such as 2026-03-01T09:00:00Z."
+            raise CommandError(said, returncode=WRONG)
+        zone = clocks.zone(tz)
+        if timezone.is_aware(time):
+            return time
+        try:
+            found = placed(time, zone)
+        except ValidationError as error:
+            raise CommandError(f"{option}: {error.messages[0]}", returncode=WRONG) from error
+        if clocks.turn(zone, time):
+            said = f"{option}: the clocks show {time:%H:%M} twice on that day; read as the first: {found.isoformat()}."
+            self.stderr.write(self.style.WARNING(said))
+        return found
 
     def print_next_of_all(self, moment: datetime, count: int, json: bool) -> None:
         schedules = Schedule.objects.filter(STATES[ON], next_fire_at__gt=moment).order_by("next_fire_at")
@@ -196,27 +240,6 @@ def is_expression(text: str) -> bool:
 
 def _queryset(names: Sequence[str]):
     return Schedule.objects.filter(pk__in=[schedule.pk for schedule in named(names)])
-
-
-def _timing(expr, every, at, tz, moment) -> Timing:
-    if every:
-        return Interval(*parse_every(every), anchor=moment, timezone=tz)
-    if at:
-        return Date(_time(at, tz, "--at"), timezone=tz)
-    return Cron(expr, timezone=tz)
-
-
-def _time(text: str, tz: str, option: str):
-    """An ISO 8601 time; without an offset, in the zone `tz`."""
-    try:
-        time = parse_datetime(text)
-    except ValueError:
-        time = None
-    if time is None:
-        raise CommandError(
-            f"{option}: {text!r} is not an ISO 8601 time, such as 2026-03-01T09:00:00Z.", returncode=WRONG
-        )
-    return time if timezone.is_aware(time) else time.replace(tzinfo=Cron("* * * * *", timezone=tz).zone)
 
 
 def _utc(at: datetime) -> str:
