@@ -29,11 +29,11 @@ from kombu.utils.functional import maybe_list
 from tasks_app import states
 from tasks_app.chords import ChordBackend
 from tasks_app.execution import aside, foreign_record, gen_of, patiently, request_of
-from tasks_app.models import FORGOTTEN, TaskRecord, printable
+from tasks_app.models import FORGOTTEN, TaskRecord, dump_json, printable
 from tasks_app.notify import DUE_CHANNEL, notify
 from tasks_app.outbox import Successors, gathered, take_successors
 from tasks_app.statements import brief_transaction, execute
-from tasks_app.waiting import WaitingBackend
+from tasks_app.waiting import IGNORED, WaitingBackend
 
 logger = logging.getLogger(__name__)
 
@@ -145,6 +145,14 @@ class RecordBackend(WaitingBackend, ChordBackend):
         with suppress(Exception):
             described["exc_text"] = str(error)
         return described
+
+    def _get_meta_from_request(self, request=None):
+        """With a mark where plain Celery would store nothing: results here are for the pages then."""
+        meta = super()._get_meta_from_request(request)
+        task = self.app._tasks.get(getattr(request, "task", None))
+        if getattr(request, "ignore_result", False) and not getattr(task, "keeps_errors", False):
+            return {**meta, IGNORED: True}
+        return meta
 
     def process_cleanup(self):
         """Let go of what a failed body held: its frames would live on, in a cycle through Celery's own."""
@@ -374,6 +382,10 @@ class RecordBackend(WaitingBackend, ChordBackend):
         """Those of a chord's body, which Celery lets fail itself."""
         if self.app.conf.task_always_eager or (request.delivery_info or {}).get("is_eager"):
             return super()._call_task_errbacks(request, exc, traceback)
+        if self._called is not None:  # a chord links them to the bodies of chords within its header too
+            errbacks = {dump_json([each["task"], each["args"], each["kwargs"]]): each for each in request.errbacks}
+            request.errbacks = [each for words, each in errbacks.items() if words not in self._called]
+            self._called |= errbacks.keys()
         here, sent = self._errbacks_of(request)
         self.app.submit_workflow(sent)
         _call_errbacks(here, request, exc, traceback)
@@ -446,6 +458,12 @@ class RecordBackend(WaitingBackend, ChordBackend):
             return
         TaskRecord.objects.adopt(foreign_record(request, task_id, root_id=self._root))
         execute(sql, values)
+
+    def keep_revoked(self, task_id: str) -> None:
+        """Let an id that has no record, and perhaps never will, be told as revoked, as Celery does."""
+        if self.get_state(task_id) == celery_states.PENDING and not TaskRecord.objects.filter(task_id=task_id).exists():
+            revoked = self.encode_result(TaskRevokedError("revoked"), celery_states.REVOKED)
+            super()._store_result(task_id, revoked, celery_states.REVOKED)
 
     def _forget(self, task_id):
         super()._forget(task_id)

@@ -51,6 +51,8 @@ class ChordBackend(DatabaseBackend):
     _root: str | None = None
     #: Members that decided their chords, in the transaction at hand.
     _decided: list[Context] | None = None
+    #: Errbacks that were called since the first of the chords that end together, one within another's header.
+    _called: set[str] | None = None
 
     def on_chord_part_return(self, request, state, result, **kwargs):
         """Count a member of a chord's header, in the transaction that closes it; one that fails decides at once."""
@@ -67,9 +69,7 @@ class ChordBackend(DatabaseBackend):
         if not isinstance(header, GroupResult):
             header = self.app.GroupResult(*header)
         members = [result.as_tuple() for result in header]
-        chord = ChordCounter(
-            group_id=header.id, sub_tasks=json.dumps(members), count=body.get("chord_size") or len(members)
-        )
+        chord = ChordCounter(group_id=header.id, sub_tasks=json.dumps(members), count=len(_leaves(header)))
         workflow = gathering()
         if workflow is None:
             chord.save(force_insert=True)
@@ -86,7 +86,8 @@ class ChordBackend(DatabaseBackend):
         if chord is None or not request.chord:
             return
         body = maybe_signature(request.chord, app=self.app)
-        outer, self._root = self._root, getattr(request, "root_id", None) or self._root
+        outer = self._root, self._called
+        self._root, self._called = getattr(request, "root_id", None) or self._root, self._called or set()
         try:
             self._send_body(body, chord)
         except ChordError as error:
@@ -94,7 +95,7 @@ class ChordBackend(DatabaseBackend):
             self._fail_body(body, error)
             ChordCounter.objects.filter(pk=chord.pk).delete()
         finally:
-            self._root = outer
+            self._root, self._called = outer
 
     def is_interrupted(self, chord: ChordCounter) -> bool:
         """Whether a decided chord's members have ended for so long that nobody is about to send its body."""

@@ -12,7 +12,7 @@ from django.db import transaction
 
 from tasks_app import states, workers
 from tasks_app.exceptions import TaskNotFound, UnknownTask
-from tasks_app.models import TaskRecord, TaskStep
+from tasks_app.models import FORGOTTEN, TaskRecord, TaskStep
 from tasks_app.outbox import gathered, is_sent_plainly
 from tasks_app.steps import is_to_come
 from tasks_app.transport import is_id
@@ -119,13 +119,13 @@ class CeleryClient:
         """A task's state, in Celery's words; None for an unknown id, PENDING for a later step of a workflow."""
         if not is_id(task_id):
             return None
-        states_of = TaskRecord.objects.filter(task_id=task_id).values_list("state", flat=True)
-        if (state := states_of.first()) is not None:
+        records = TaskRecord.objects.filter(task_id=task_id)
+        if (state := records.exclude(note=FORGOTTEN).values_list("state", flat=True).first()) is not None:
             return state
         step = TaskStep.objects.filter(task_id=task_id).first()
-        if step is None:
-            return None
-        return states.PENDING if is_to_come(step) else states_of.first()  # it may have come in between
+        if step is not None and is_to_come(step):
+            return states.PENDING
+        return records.values_list("state", flat=True).first()  # it may have come in between
 
     def revoke(self, task_id: str, terminate: bool = False) -> str | None:
         """Revoke a task that waits: once this has committed, it never starts. The state that it is in then.

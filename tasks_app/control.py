@@ -40,11 +40,11 @@ class RecordingControl(Control):
         task_ids = [*given, *members.values_list("task_id", flat=True)]
         self._revoke_to_come(TaskStep.objects.filter(task_id__in=task_ids))
         stopped = self._stop(TaskRecord.objects.filter(task_id__in=task_ids), signal if terminate else "")
-        running = [task_id for task_id, state in stopped.items() if state == states.STARTED]
-        known = {*stopped, *TaskRecord.objects.filter(task_id__in=given).values_list("task_id", flat=True)}
+        recorded = TaskRecord.objects.filter(Q(task_id__in=given) | Q(group_id__in=given))
+        known = {*stopped, *(each for ids in recorded.values_list("task_id", "group_id") for each in ids if each)}
         unknown = [task_id for task_id in given if task_id not in known]
-        told = {"terminate": terminate, "signal": signal, **kwargs}
-        tell = partial(self._tell_workers, running, unknown, destination, **told)
+        told = {"destination": destination, **kwargs}
+        tell = partial(self._tell_workers, [*known.intersection(task_ids)], unknown, terminate, signal, **told)
         if connection.in_atomic_block:  # a worker that hears of it would wait for this transaction
             transaction.on_commit(tell)
             return None
@@ -66,7 +66,7 @@ class RecordingControl(Control):
 
     def _revoke_to_come(self, steps) -> None:
         """Revoke steps of unfinished workflows, by rows that they will meet when they come."""
-        from tasks_app.models import TaskRecord
+        from tasks_app.models import FORGOTTEN, TaskRecord
         from tasks_app.steps import open_roots
 
         steps = list(steps)
@@ -79,17 +79,22 @@ class RecordingControl(Control):
             for step in steps if step.root_id in is_open
         ]  # fmt: skip
         TaskRecord.objects.bulk_create(revoked, batch_size=1000, ignore_conflicts=True)
+        forgotten = TaskRecord.objects.filter(task_id__in=[each.task_id for each in revoked], note=FORGOTTEN)
+        forgotten.update(state=states.REVOKED, exc_type="TaskRevokedError", exc_message="revoked", note="")
 
-    def _tell_workers(self, running: list[str], unknown: list[str], destination, **kwargs):
-        if not (running or unknown) or not self.app.publisher.is_reached():
+    def _tell_workers(self, known: list[str], unknown: list[str], terminate: bool, signal: str, **kwargs):
+        """Have workers keep in mind what is revoked, and end what runs. What they reply, where that is asked for."""
+        if not self.app.publisher.is_reached():
             return None
+        replies: list = []
         try:
             if unknown:  # of a producer past the console, perhaps
-                self.broadcast("revoke_unrecorded", arguments={"task_id": unknown}, destination=destination)
-            return super().revoke(running, destination, **kwargs) if running else None
+                replies += self.broadcast("revoke_unrecorded", arguments={"task_id": unknown}, **kwargs) or []
+            if known:
+                replies += super().revoke(known, terminate=terminate, signal=signal, **kwargs) or []
         except OperationalError as error:
             logger.warning("Workers hear of a revoke by their leases only: %s", error)
-        return None
+        return replies or None
 
     def revoke_workflow(self, root_id: str, terminate: bool = False, signal: str = "SIGTERM") -> dict[str, str]:
         """Revoke all of a workflow that has not ended, and what would follow from it; the ids, with their states."""

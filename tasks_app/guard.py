@@ -47,6 +47,7 @@ def guarded(task: Task) -> Task:
         if inspect.getattr_static(task, "backend") is not inspect.getattr_static(Task, "backend") or task._backend:
             raise TypeError("its `backend` is its own, and would not close its record")
         own: dict[str, Any] = {"__module__": cls.__module__, "__qualname__": cls.__qualname__, "__doc__": cls.__doc__}
+        own["keeps_errors"] = cls.store_errors_even_if_ignored
         run = inspect.getattr_static(cls, "run")
         task.__class__ = type(cls.__name__, (Guard, cls), {**own, "run": awaiting(run), "Request": _Request(cls)})
         if "_orig_run" in task.__dict__:  # Celery's autoretry came first, and has kept the body as it was
@@ -68,6 +69,8 @@ class Guard:
     run: Callable
     #: Lets Celery report each retry and failure to the backend, which keeps the record (see backend.py).
     store_errors_even_if_ignored = True
+    #: Whether the task itself says so: else what is stored of one whose result is ignored is for the pages alone.
+    keeps_errors = False
 
     def before_start(self, task_id, args, kwargs):
         request = self.request

@@ -292,15 +292,17 @@ class TaskRecord(models.Model):
             return None
         return (self.finished_at or timezone.now()) - self.started_at
 
-    def keep_attempt(self, exc_type: str = "", exc_message: str = "", traceback: str = "") -> None:
-        """Keep the run that ends here, without having finished the task, as history."""
+    def keep_attempt(
+        self, exc_type: str = "", exc_message: str = "", traceback: str = "", state: str = states.RETRY
+    ) -> None:
+        """Keep the run that ends here, or has ended, as history."""
         self.attempts.create(
             attempt=self.attempt,
-            state=states.RETRY,
+            state=state,
             worker=self.worker,
             worker_pid=self.worker_pid,
             started_at=self.started_at,
-            finished_at=timezone.now(),
+            finished_at=self.finished_at or timezone.now(),
             exc_type=exc_type,
             exc_message=exc_message,
             traceback=traceback,

@@ -228,6 +228,23 @@ class TaskQuerySet(models.QuerySet["TaskRecord"]):
             record.name = successor.name
             return record.wait_again(successor)
 
+    def start_anew(self, successor: "TaskRecord"):
+        """Let a task that has ended start anew as `successor`, which was sent under its id; its last run is kept as an
+        attempt. None where there is no such task. (Celery runs what is sent twice under one id twice.)"""
+        with transaction.atomic():
+            ended = self.filter(task_id=successor.task_id, state__in=states.READY_STATES)
+            record = ended.select_for_update().first()
+            if record is None:
+                return None
+            if record.attempt and not record.attempts.filter(attempt=record.attempt).exists():
+                record.keep_attempt(record.exc_type, record.exc_message, state=record.state)
+            for name in _RENEWED:
+                setattr(record, name, getattr(successor, name))
+            record.state, record.finished_at, record.cancel_at, record.cancel_signal = states.PENDING, None, None, ""
+            record.exc_type = record.exc_message = record.note = record.result_preview = ""
+            record.lost_count, record.parked_at, record.expires = 0, None, None
+            return record.wait_again(successor)
+
     def mark_unpublishable(self, record: "TaskRecord", reason: str, exc_type: str) -> int:
         """End a task of which no message can be made."""
         row = self.waiting().filter(pk=record.pk, gen=record.gen)
@@ -269,6 +286,13 @@ class TaskQuerySet(models.QuerySet["TaskRecord"]):
         """End a run whose body raised Celery's Ignore or Reject: there is no result."""
         run = self.filter(task_id=task_id, gen=gen, state=states.STARTED)
         return run.update(state=state, finished_at=Now(), lease_until=None)
+
+
+#: Fields of a record that starts anew, besides those that each new run brings (TaskRecord.wait_again).
+_RENEWED = (
+    "name", "root_id", "parent_id", "group_id", "max_retries", "replay_of_id", "idempotency_key", "unique_key",
+    "unique_until",
+)  # fmt: skip
 
 
 def _waiting_again(gen: int) -> dict[str, Any]:

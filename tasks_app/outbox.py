@@ -26,7 +26,7 @@ from celery import Celery, Task, canvas
 from celery.exceptions import TaskRevokedError
 from django.conf import settings
 from django.core.exceptions import SynchronousOnlyOperation
-from django.db import transaction
+from django.db import IntegrityError, transaction
 from django.utils import timezone
 from django.utils.dateparse import parse_datetime
 from kombu.exceptions import EncodeError
@@ -322,9 +322,7 @@ class RecordingCelery(Celery):
     def submit_one(self, record: TaskRecord) -> str:
         """The same for one; the id under which it is recorded, by the idempotency key an earlier one's."""
         with transaction.atomic() if may_have_steps(record) else nullcontext():
-            if not self.submit_new([record]):
-                return record.task_id
-            if self.take_over(record):
+            if not self.submit_new([record]) or self.take_over(record):
                 return record.task_id
             return self._raise_duplicate(record)
 
@@ -355,8 +353,8 @@ class RecordingCelery(Celery):
         found = [step for step in found if step.task_id not in known]
         if found and (twice := insert_steps(found) - {ours}):
             raise DuplicateTask(
-                f"A task {min(twice)} is recorded already, and cannot be a step to come: a signature was sent twice "
-                "under one id. Send a copy of it (`.clone()`, before it is frozen)."
+                f"A task {min(twice)} is unfinished, and cannot be a step to come: a signature was sent twice under "
+                "one id. Wait for its end, or send a copy of it (`.clone()`, before it is frozen)."
             )
         stamped: list[Any] = [*records, *found]
         insert_stamps((each.task_id, each.options) for each in stamped)
@@ -379,8 +377,12 @@ class RecordingCelery(Celery):
         if len(workflow.records) == 1 and not workflow.chords and not workflow.steps:
             self._submit_now(workflow.records[0])
             return
-        with transaction.atomic():
-            self.submit_gathered(workflow)
+        try:
+            with transaction.atomic():
+                self.submit_gathered(workflow)
+        except IntegrityError as error:
+            ids = ", ".join(chord.group_id for chord in workflow.chords)
+            raise DuplicateTask(f"A chord {ids} is unfinished: wait for its end, or send a copy of it.") from error
 
     def submit_successors(self, successors: Successors, revoked: bool) -> None:
         """Submit what follows from a run, in the transaction that closes it; `revoked`: but let none of it start."""
@@ -401,13 +403,16 @@ class RecordingCelery(Celery):
 
     def _submit_not_new(self, record: TaskRecord) -> None:
         """Let a step end that was not unique, or whose id is taken: its workflow can be seen to end here."""
-        from tasks_app.models import TaskRecord
+        from tasks_app.models import FORGOTTEN, TaskRecord
 
-        if TaskRecord.objects.filter(task_id=record.task_id, state=states.REVOKED).exists():
+        revoked = TaskRecord.objects.filter(task_id=record.task_id, state=states.REVOKED)
+        if revoked.exclude(note=FORGOTTEN).exists():  # while it was to come
             self.backend.follow_end_of(record, TaskRevokedError("revoked"))
             return
         try:
-            error: Exception = TaskRevokedError(f"it is task {self._raise_duplicate(record)}, by its idempotency key")
+            if (holder := self._raise_duplicate(record)) == record.task_id:
+                return
+            error: Exception = TaskRevokedError(f"it is task {holder}, by its idempotency key")
         except NotUnique as reason:
             error = TaskRevokedError(str(reason))
         except DuplicateTask as reason:
@@ -420,7 +425,7 @@ class RecordingCelery(Celery):
 
     def _raise_duplicate(self, record: TaskRecord) -> str:
         """Say why a record is not new. Returns the id of an earlier one with its idempotency key, or its own id where
-        it was new in the end."""
+        it was new in the end, or starts one that has ended anew."""
         from tasks_app.models import TaskRecord
 
         for _ in range(3):
@@ -432,6 +437,9 @@ class RecordingCelery(Celery):
             raise DuplicateTask(f"Task {record.task_id} is like one whose transaction has not ended: try again.")
         if record.idempotency_key is not None and holder.idempotency_key == record.idempotency_key:
             return holder.task_id
+        if holder.task_id == record.task_id and (renewed := TaskRecord.objects.start_anew(record)):
+            self._go_on_as(renewed, record)
+            return record.task_id
         if record.unique_key is not None and holder.unique_key == record.unique_key:
             raise NotUnique(
                 f"{record.name} is to be there once, and is: task {holder.task_id} ({holder.state}), "
@@ -446,9 +454,12 @@ class RecordingCelery(Celery):
 
         moved = TaskRecord.objects.take_over(record)
         if moved:
-            self._submit_steps([record] if may_have_steps(record) else [])
-            self.publish_or_wake(moved, record)
+            self._go_on_as(moved, record)
         return moved is not None
+
+    def _go_on_as(self, moved: TaskRecord, record: TaskRecord) -> None:
+        self._submit_steps([record] if may_have_steps(record) else [])
+        self.publish_or_wake(moved, record)
 
     def publish_or_wake(self, moved: TaskRecord, next_run: TaskRecord) -> None:
         """Have a record that waits again, as `next_run` says, published on commit, or by the relay when it is due."""

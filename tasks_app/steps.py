@@ -10,10 +10,11 @@ from typing import Any, NamedTuple
 
 from django.db import DEFAULT_DB_ALIAS
 from django.db.models import Exists, OuterRef
-from django_celery_results.models import ChordCounter
+from django_celery_results.models import ChordCounter, TaskResult
 from kombu.utils.functional import maybe_list
 
-from tasks_app.models import TaskRecord, TaskStamp, TaskStep
+from tasks_app import states
+from tasks_app.models import FORGOTTEN, TaskRecord, TaskStamp, TaskStep
 from tasks_app.statements import execute_many, rowset
 
 #: Of a signature: task_id, name, after_id, place, options.
@@ -78,13 +79,20 @@ def open_roots(root_ids: Iterable[str]) -> set[str]:
 
 def still_to_come(root_id: str):
     """The steps of a workflow that have no record yet, in no order."""
-    come = TaskRecord.objects.filter(task_id=OuterRef("task_id"))
+    come = TaskRecord.objects.filter(task_id=OuterRef("task_id")).exclude(note=FORGOTTEN)
     return TaskStep.objects.filter(~Exists(come), root_id=root_id).exclude(place=ERRBACK)
 
 
 def insert_steps(steps: Iterable[Step]) -> set[str]:
-    """Insert those that are new, in the current transaction; the ids of those that have a record already."""
-    return {row[0] for row in execute_many(_INSERT, _COLUMNS, [step[:-1] for step in steps]).fetchall()}
+    """Insert those that are new, in the current transaction; the ids of those that are unfinished tasks already.
+
+    What has ended under such an id is of an earlier time, and forgotten.
+    """
+    rows = execute_many(_INSERT, _COLUMNS, [step[:-1] for step in steps]).fetchall()
+    if ended := [task_id for task_id, is_ended in rows if is_ended]:
+        TaskRecord.objects.filter(task_id__in=ended).update(note=FORGOTTEN)
+        TaskResult.objects.using(DEFAULT_DB_ALIAS).filter(task_id__in=ended).delete()
+    return {task_id for task_id, is_ended in rows if not is_ended}
 
 
 def _unique(root_id: str, found: Iterable[Found], known: set[str]) -> list[Step]:
@@ -141,13 +149,18 @@ def _id_of(signature: Any) -> str | None:
 
 
 _COLUMNS = {"task_id": "varchar", "name": "varchar", "root_id": "varchar", "after_id": "varchar", "place": "varchar"}
+_READY = ", ".join(f"'{state}'" for state in states.READY_STATES)
 _INSERT = f"""
 WITH given AS (SELECT * FROM {rowset(_COLUMNS)}),
-known AS (SELECT task_id FROM {TaskRecord._meta.db_table} WHERE task_id IN (SELECT task_id FROM given)),
+known AS (
+    SELECT task_id, state IN ({_READY}) AS has_ended FROM {TaskRecord._meta.db_table}
+    WHERE task_id IN (SELECT task_id FROM given)
+),
 added AS (
     INSERT INTO {TaskStep._meta.db_table} ({", ".join(_COLUMNS)})
-    SELECT {", ".join(_COLUMNS)} FROM given WHERE task_id NOT IN (SELECT task_id FROM known)
-    ON CONFLICT DO NOTHING
+    SELECT {", ".join(_COLUMNS)} FROM given WHERE task_id NOT IN (SELECT task_id FROM known WHERE NOT has_ended)
+    ON CONFLICT (task_id) DO UPDATE SET
+        name = excluded.name, root_id = excluded.root_id, after_id = excluded.after_id, place = excluded.place
 )
-SELECT task_id FROM known
+SELECT task_id, has_ended FROM known
 """

@@ -41,6 +41,12 @@ DEFAULT_INTERVAL = 0.5
 #: Ids that one look asks for.
 BATCH = 1000
 
+#: Of a meta: whether its task has ended, though it does not say so (its result was to be ignored); and of what is
+#: stored: that its result was.
+ENDED, IGNORED = "has_ended", "is_ignored"
+#: States of a record that are told where there is no result.
+_TOLD = (states.RETRY,)
+
 _STORED = (
     "task_name", "task_args", "task_kwargs", "status", "result", "date_done", "traceback", "meta", "worker",
     "content_type", "content_encoding",
@@ -148,7 +154,7 @@ class WaitingBackend(DatabaseBackend):
                 if on_message and mark != told.get(task_id, (states.PENDING, None)):
                     told[task_id] = mark
                     on_message(meta)
-                if meta["status"] in self.READY_STATES:
+                if meta["status"] in self.READY_STATES or meta.get(ENDED):
                     yield left.pop(task_id), meta
 
     def read_ended(self, results: Iterable[AsyncResult]) -> None:
@@ -215,14 +221,22 @@ class WaitingBackend(DatabaseBackend):
             with suppress(DecodeError, binascii.Error):
                 known[f"task_{name}"] = decode(known[f"task_{name}"])
             known[name] = known[f"task_{name}"]
-        known["status"] = known["status"] or states.PENDING
-        is_ended = state in states.READY_STATES  # with no result, for it was not to be kept
-        if state and known["status"] not in states.READY_STATES and (is_ended or known["status"] == states.PENDING):
-            known["status"] = state
-            if state in PROPAGATE_STATES:
-                module = TaskRevokedError.__module__ if exc_type == TaskRevokedError.__name__ else "builtins"
-                known["result"] = {"exc_type": exc_type, "exc_message": [exc_message], "exc_module": module}
+        self._go_by_record(known, state, exc_type, exc_message)
         return self.meta_from_decoded(known)
+
+    def _go_by_record(self, known: dict, state: str | None, exc_type: str, exc_message: str) -> None:
+        """Let what is stored say what plain Celery would: a record tells of more, and of less."""
+        stored, is_ignored = known["status"], known.pop(IGNORED, False)
+        known[ENDED] = state in states.READY_STATES
+        is_stale = state in states.UNREADY_STATES and stored in states.READY_STATES  # of an earlier run under its id
+        if stored is None or is_stale or is_ignored:
+            known.update(status=states.PENDING, result=None, traceback=None)
+        if state in PROPAGATE_STATES and stored not in states.READY_STATES:  # it ended without a worker
+            module = TaskRevokedError.__module__ if exc_type == TaskRevokedError.__name__ else "builtins"
+            known["result"] = {"exc_type": exc_type, "exc_message": [exc_message], "exc_module": module}
+            known["status"] = state
+        elif stored is None and state in _TOLD + ((states.STARTED,) if self.app.conf.task_track_started else ()):
+            known["status"] = state
 
 
 class RecordedResult(AsyncResult):

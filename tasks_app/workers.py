@@ -259,7 +259,9 @@ def revoke_unrecorded(worker, task_id, **_):
     """Refuse tasks that another producer sent, and that have no record yet. (Celery's `revoke` would close a record
     that was made since under such an id.)"""
     state.revoked.update(task_id)
-    return {"ok": f"{len(task_id)} tasks flagged as revoked"}
+    for each in task_id:
+        worker.app.backend.keep_revoked(each)
+    return {"ok": f"tasks {task_id} flagged as revoked"}
 
 
 def open_database() -> None:

@@ -82,7 +82,9 @@ def test_a_state_of_a_tasks_own_is_told_and_does_not_close_it(run):
     assert app.AsyncResult("t").state == "SUCCESS"
 
 
-def test_async_result_knows_what_only_the_record_does(run):
+def test_async_result_knows_what_only_the_record_does(run, monkeypatch):
+    assert app.AsyncResult("t").state == "PENDING", "as Celery has it"
+    monkeypatch.setattr(app.conf, "task_track_started", True)
     assert app.AsyncResult("t").state == "STARTED"
     objects.insert([TaskRecord(task_id="r", name="sample.echo", queue="celery_queue", root_id="r")])
     objects.filter(task_id="r").mark_revoked("revoked")

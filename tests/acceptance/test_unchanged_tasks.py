@@ -150,12 +150,26 @@ def test_stamped_tasks_that_wait_are_revoked_whenever_their_worker_starts(lines)
 # 47, 48
 
 
-def test_a_signature_that_ended_is_no_step_to_come():
-    sent = echo.s(1)
+def test_what_is_sent_twice_under_one_id_runs_twice(lines):
+    name = tag()
+    sent = unchanged.counts.s(name)
     sent.freeze()
     assert client.get_result(sent.apply_async().id, 20) == 1
-    with pytest.raises(DuplicateTask, match="twice"):
-        chain(echo.si(2), sent).apply_async()
+    again = chain(sleep.si(1), sent).apply_async()
+    assert client.get_status(again.id) == "PENDING", "not as the first run has ended"
+    assert again.get(timeout=20) == 2
+    assert sent.apply_async().get(timeout=20) in (2, 3), "what is there until the next run ends, or that"
+    record = finished(again)
+    assert [attempt.state for attempt in record.attempts.all()][:2] == ["SUCCESS", "SUCCESS"]
+
+
+def test_what_is_sent_under_the_id_of_an_unfinished_task_is_refused():
+    first = echo.apply_async([1], countdown=60)
+    twice = echo.si(2).set(task_id=first.id)
+    for send in (twice.apply_async, chain(echo.si(1), twice).apply_async, group(echo.si(1), twice).apply_async):
+        with pytest.raises(DuplicateTask, match=first.id):
+            send()
+    first.revoke()
 
 
 def test_a_step_whose_id_was_taken_meanwhile_fails_what_follows(lines):
@@ -163,9 +177,10 @@ def test_a_step_whose_id_was_taken_meanwhile_fails_what_follows(lines):
     step_id = step.freeze().id
     step.link_error(unchanged.count_errback.s())
     result = chain(sleep.si(1), step, echo.si("last")).apply_async()
-    echo.apply_async(["another"], task_id=step_id)
+    taken = echo.apply_async(["another"], task_id=step_id, queue="nobody")
     assert finished(result, 20).exc_type == "DuplicateTask"
     assert eventually(lambda: lines(f"errback {step_id} False")) == 1
+    taken.revoke()
 
 
 def test_a_forgotten_result_is_pending_as_with_celery():
