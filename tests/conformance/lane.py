@@ -19,7 +19,7 @@ from tests.conformance.verdict import Outcome
 
 INI = Path(__file__).parent / "suite.ini"
 #: Seconds for one test, and for what goes on around it: imports, the worker's start and end.
-LIMIT, AROUND = 150, 40
+LIMIT, AROUND = 240, 40
 #: So many failed tests, or fewer, are tried once more: on a busy machine some come late.
 SECOND_TRIES = 12
 
