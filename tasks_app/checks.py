@@ -19,7 +19,12 @@ BUILT_IN = {
 
 def say_found(logger: logging.Logger) -> None:
     """Log what this console's own checks find; what starts goes on. A worker with one bad task is better than none."""
-    for found in run_checks(tags=[TASKS, SCHEDULING]):
+    try:
+        messages = run_checks(tags=[TASKS, SCHEDULING])
+    except Exception:
+        logger.exception("The checks of tasks and schedules could not be made")
+        return
+    for found in messages:
         if not found.is_silenced():
             logger.log(found.level, "%s", found)
 

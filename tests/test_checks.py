@@ -123,6 +123,13 @@ def test_what_is_found_is_logged_by_what_starts_except_what_a_project_silenced(a
     assert "tasks_app.W003" in words
 
 
+def test_a_check_that_raises_keeps_nobody_from_starting(alone, monkeypatch, caplog):
+    monkeypatch.setattr(checks, "_own_tasks", lambda app: 1 / 0)
+    alone.add(app(Celery, "plain"))
+    checks.say_found(logging.getLogger("worker"))
+    assert "could not be made" in caplog.text
+
+
 @pytest.mark.django_db
 def test_they_ask_no_database(alone, django_assert_num_queries):
     with django_assert_num_queries(0, connection=connection):

@@ -4,6 +4,7 @@ import os
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -189,6 +190,17 @@ def test_sigterm_ends_well_leaves_no_process_and_the_data(console, password):
     console.start()
     assert "password:" not in console.output.read_text()
     assert console.log_in(password)
+
+
+def test_ctrl_c_ends_it_in_seconds_also_while_somebody_is_in_the_midst_of_a_request(console):
+    with ExitStack() as stack:
+        for _ in range(4):  # for both processes of the web
+            client = stack.enter_context(socket.create_connection(("127.0.0.1", console.port)))
+            client.sendall(b"GET / HTTP/1.1\r\nHost: ")
+        begin = time.monotonic()
+        console.process.send_signal(signal.SIGINT)
+        assert console.process.wait(PATIENCE) == 0
+        assert time.monotonic() - begin < 8  # five, and what a busy machine adds
 
 
 def test_kill_9_leaves_no_process(console):

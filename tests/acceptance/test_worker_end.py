@@ -52,3 +52,14 @@ def test_revoked_messages_in_a_worker_cost_no_process_and_no_time(terminate, exe
 def states_of(results) -> set[str]:
     ids = [result.id for result in results]
     return set(TaskRecord.objects.filter(task_id__in=ids).values_list("state", flat=True))
+
+
+@pytest.mark.parametrize("pool", ["solo", "threads", "prefork"])
+def test_a_run_that_takes_too_long_is_handed_back_whatever_the_pool(pool, executions):
+    tag = str(uuid4())
+    with Manage("celery", "worker", "-Q", "ending", "-P", pool, "-n", "long@%h", WORKER_SHUTDOWN_GRACE="1") as worker:
+        running = client.submit("sample.late_sleep", [tag, 60])
+        eventually(lambda: executions(tag) == 1, timeout=30)
+        worker.stop(10)
+    assert record_of(running).state == "RETRY"
+    client.revoke(running.id)
