@@ -103,7 +103,7 @@ class Windows(forms.BaseInlineFormSet):
         super().clean()
         if not any(self.errors):
             kept = [
-                form.cleaned_data for form in self.forms if form.cleaned_data and not self._should_delete_form(form)
+                form.cleaned_data for form in self.forms if form.cleaned_data and not form.cleaned_data.get("DELETE")
             ]
             try:
                 check_number([tuple(each[name] for name in FIELDS) for each in kept])

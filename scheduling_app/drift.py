@@ -135,11 +135,15 @@ class Watch:
 
 watch = Watch()
 
+# What may nest deeper than Postgres can follow is a group of its own, row by row, and read in Python.
+_DEEP = "octet_length({0}) > 2000 AND length({0}) - length(translate({0}, '[{{', '')) > 2000"
 # Escapes are taken out of what json_object_keys() reads, which stumbles over those of NUL and of lone surrogates.
 _SHAPES = rf"""
 SELECT id, name, task, due_kwarg,
-    CASE WHEN args IS JSON ARRAY THEN json_array_length(args::json) ELSE -1 END AS args_given,
+    CASE WHEN {_DEEP.format("args")} THEN -1 - id
+        WHEN args IS JSON ARRAY THEN json_array_length(args::json) ELSE -1 END AS args_given,
     CASE WHEN kwargs = '{{}}' THEN '{{}}'
+        WHEN {_DEEP.format("kwargs")} THEN ARRAY[id::text]
         WHEN kwargs IS JSON OBJECT THEN ARRAY(SELECT json_object_keys(regexp_replace(kwargs, '\\.', '_', 'g')::json))
         ELSE ARRAY[NULL] END AS kwargs_given
 FROM {Schedule._meta.db_table}

@@ -45,7 +45,7 @@ from tasks_app.statements import check_constraints, execute, load
 logger = logging.getLogger(__name__)
 
 #: Rows of runs after which a batch is full: many schedules may each have missed many times.
-MOST_RUNS = 10_000
+MOST_RUNS = 1000
 #: Seconds of judging after which it is full, too: what a batch has locked, nobody else can have.
 STEPPING = 0.3
 #: A schedule's old runs are deleted once in so many new ones.
@@ -99,10 +99,13 @@ class Batch:
         trim({run.schedule.pk for run in self.runs if random.random() < 1 / TRIMMED_EACH})  # noqa: S311
 
 
-def fire_due(limit: int = 500) -> int:
-    """Fire a batch of due schedules: runs, tasks and next times in one transaction, messages after it. A count."""
+def fire_due(limit: int = 500, newest_first: bool = False) -> int:
+    """Fire a batch of due schedules: runs, tasks and next times in one transaction, messages after it. A count.
+
+    `newest_first`: those that have just come due before those that are late, which may have missed much.
+    """
     try:
-        return _fire(Schedule.objects.all(), limit)
+        return _fire(Schedule.objects.all(), limit, newest_first)
     except Exception as error:
         if is_away(error):
             raise
@@ -116,9 +119,9 @@ def fire_each(limit: int = 500) -> int:
     return sum(_fire_one(pk) for pk in list(due.values_list("pk", flat=True)[:limit]))
 
 
-def _fire(schedules: ScheduleQuerySet, limit: int) -> int:
+def _fire(schedules: ScheduleQuerySet, limit: int, newest_first: bool = False) -> int:
     with transaction.atomic():
-        due = load(schedules.due(limit))
+        due = load(schedules.due(limit, newest_first))
         fired = _step_all(due, _standings(due)) if due else 0
         if fired > 1:
             check_constraints()
@@ -259,7 +262,7 @@ def make_records(runs: Iterable[Run]) -> dict[tuple[int, datetime], TaskRecord]:
         if run.outcome == Outcome.FIRED:
             try:
                 records[run.schedule.pk, run.scheduled_for] = _record(run, patterns)
-            except (TaskConsoleError, TypeError, ValueError) as error:
+            except (TaskConsoleError, TypeError, ValueError, OverflowError) as error:
                 run.skip(Reason.INVALID, str(error))
     return records
 

@@ -45,6 +45,7 @@ class ScheduleJobStore(BaseJobStore):
         super().__init__()
         self._was_away = self._away = self._has_failed = self._is_busy = False
         self._released = 0
+        self._newest_first = False
 
     def get_due_jobs(self, now: datetime) -> list[Job]:
         self._was_away, self._away, self._has_failed = self._away, False, False
@@ -70,9 +71,14 @@ class ScheduleJobStore(BaseJobStore):
 
     def _fire(self) -> int:
         done, give_up_at = 0, time.monotonic() + PASS
-        while (fired := fire_due(BATCH)) == BATCH and time.monotonic() < give_up_at:
+        while (fired := self._fire_some()) == BATCH and time.monotonic() < give_up_at:
             done += fired
         return done + fired
+
+    def _fire_some(self) -> int:
+        """By turns those that have just come due and those that are late: neither keeps the other waiting for long."""
+        self._newest_first = not self._newest_first
+        return fire_due(BATCH, self._newest_first)
 
     def get_next_run_time(self) -> datetime | None:
         """When to wake next. (APScheduler's loop ends where this raises.)"""

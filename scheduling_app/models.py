@@ -45,9 +45,10 @@ class ScheduleQuerySet(models.QuerySet["Schedule"]):
         """Schedules whose next time is to be computed anew; locked, those of other schedulers left to them."""
         return locked(self.filter(changed_at__isnull=False).order_by("changed_at"))[:limit]
 
-    def due(self, limit: int):
+    def due(self, limit: int, newest_first: bool = False):
         """Schedules to fire, judged by the database's clock, which each row brings along as `database_now`."""
-        return locked(self.filter(enabled=True, next_fire_at__lte=Now()).order_by("next_fire_at"))[:limit]
+        order = "-next_fire_at" if newest_first else "next_fire_at"
+        return locked(self.filter(enabled=True, next_fire_at__lte=Now()).order_by(order))[:limit]
 
     def set_enabled(self, enabled: bool, note: str = "") -> int:
         """Pause, with a note of why, or resume; returns how many were not so already."""

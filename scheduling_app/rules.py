@@ -138,7 +138,7 @@ def _time_complaint(value: Any) -> str:
 
 
 def _json_complaint(value: Any, shape: type) -> str:
-    if not isinstance(value, shape):
+    if not isinstance(value, (list, tuple) if shape is list else shape):  # a tuple of code's is a list in JSON
         return f"Write {'a JSON list' if shape is list else 'a JSON object'}."
     if _is_deeper(value, DEEPEST):
         return f"Nested more than {DEEPEST} deep."

@@ -324,3 +324,24 @@ def test_both_systems_times_are_printed_side_by_side(capsys):
     assert f"    {'-':<25}  2026-03-29 03:00:00+02:00  differs\n" in said
     assert "    2026-03-29 03:30:00+02:00  -                          differs\n" in said
     assert "a time that they skip" in said
+
+
+@pytest.mark.django_db
+def test_a_row_that_celery_itself_cannot_read_is_refused_and_the_others_are_shown(capsys):
+    for name, fields in (
+        ("good", {}),
+        ("huge", {"interval": IntervalSchedule.objects.create(every=2**31 - 1, period="days")}),
+        ("twice", {"kwargs": '{"a": 1, "a": 2}'}),
+        ("no number", {"args": "[NaN]"}),
+    ):
+        timing = {"interval": IntervalSchedule.objects.create(every=5, period="minutes")}
+        PeriodicTask.objects.create(name=name, **ECHO | timing | fields)
+    with pytest.raises(CommandError, match="3 refused"):
+        call_command("importbeat", "--no-color")
+    said = capsys.readouterr().out
+    assert "new: good: " in said
+    assert "refused: huge: " in said
+    assert (
+        'refused: twice: kwargs: no JSON that means one thing: line 1, column 10: the key "a" is there twice.' in said
+    )
+    assert "refused: no number: args: " in said

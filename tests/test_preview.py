@@ -1,12 +1,13 @@
 """What a schedule would do: the times that are shown are those that fire, and each policy says what it does."""
 
+import time
 from datetime import UTC, datetime, timedelta
 
 import pytest
 from django.utils import timezone
 
 from scheduling_app import firing
-from scheduling_app.models import Calendar, Schedule, ScheduleRun
+from scheduling_app.models import Calendar, Schedule, ScheduleRun, Window
 from scheduling_app.preview import PREVIEWED, preview_of
 from scheduling_app.sentences import sentences
 from tasks_app.models import TaskRecord
@@ -142,3 +143,14 @@ def test_the_sentence_of_a_calendar_names_it_and_what_becomes_of_times(nights):
     assert "the calendar Nights is skipped" in sentences(Schedule(blackout=nights))[-1].text
     moved = sentences(Schedule(blackout=nights, blackout_action="defer"))[-1]
     assert "the calendar Nights runs when the window ends" in moved.text
+
+
+def test_a_preview_beside_a_calendar_that_leaves_no_time_costs_little():
+    calendar = Calendar.objects.create(name="closed", timezone="Europe/Berlin")
+    Window.objects.bulk_create(Window(calendar=calendar, cron=f"{n % 60} * * * *", minutes=60) for n in range(100))
+    schedule = Schedule(name="x", task="sample.noop", cron="* * * * *", blackout=calendar, blackout_action="defer")
+    started_at = time.process_time()
+    found = preview_of(schedule, timezone.now())
+    assert all(each.is_skipped for each in found.times)
+    assert len(found.times) == 10
+    assert time.process_time() - started_at < 3

@@ -3,6 +3,7 @@
 Whatever is in one row, the schedulers' functions raise nothing, the others fire, and the pages are there.
 """
 
+import time
 from datetime import UTC, datetime, timedelta
 from itertools import product
 
@@ -11,7 +12,7 @@ from django.db import DataError, IntegrityError, OperationalError, connection, t
 from django.urls import reverse
 from django.utils import timezone
 
-from scheduling_app import backfill, firing, jobstore, waiting
+from scheduling_app import backfill, drift, firing, jobstore, waiting
 from scheduling_app.jobstore import ScheduleJobStore
 from scheduling_app.models import Backfill, Calendar, Schedule, ScheduleRun
 from scheduling_app.outages import is_away
@@ -275,3 +276,25 @@ def test_pages_of_runs_and_backfills_show_what_there_is(admin_client):
     assert ScheduleRun.objects.exists()
     for address in (reverse("schedules:detail", args=[schedule.pk]), reverse("schedules:backfill", args=[begun.pk])):
         assert admin_client.get(address).status_code == 200
+        for before in ("0001-01-01", "9999-12-31 23:59:59.999999", "0001-01-01 00:00:00+14:00", "infinity"):
+            assert admin_client.get(address, {"before": before}).status_code == 200, before
+
+
+@pytest.mark.parametrize("zone", ["Asia/Tokyo", "America/New_York"])
+@pytest.mark.parametrize(
+    ("start", "end"), [("1970-01-01T00:00", "9998-12-31T23:59"), ("0001-01-01T00:00", "9999-12-31T23:59"), ("x", "")]
+)
+def test_a_range_of_any_length_is_looked_through_or_refused(admin_client, start, end, zone):
+    schedule = due(timedelta(0), kind="cron", cron="* * * * * *", timezone=zone)
+    address, started_at = reverse("schedules:backfill_choose", args=[schedule.pk]), time.process_time()
+    assert admin_client.get(address, {"start_at": start, "end_at": end}).status_code == 200
+    assert time.process_time() - started_at < 5
+
+
+@pytest.mark.parametrize("value", JSON)
+@pytest.mark.parametrize("column", ["args", "kwargs"])
+def test_the_drift_alarm_names_what_sql_has_spoilt_and_says_what_it_says_of_the_others(column, value):
+    bad = due(timedelta(0), name="bad", task="sample.noop", args=[])
+    Schedule.objects.bulk_create([Schedule(name="gone", task="sample.gone", cron="0 0 1 1 *")])
+    assert by_sql("schedule", column, value, bad.pk)
+    assert "No task sample.gone is registered. (gone)" in str(drift.find())

@@ -152,6 +152,13 @@ def test_a_save_says_so(field, value):
     assert words(field, value) in str(refused.value)
 
 
+def test_arguments_may_be_a_tuple_where_code_gives_them():
+    assert complaints(row("args", (1,))) == []
+    Schedule.objects.create(name="saved", task="sample.echo", cron=CRON, args=(1,))
+    ApsSchedulerManager().register_cron("sample.echo", CRON, id="registered", args=(1,))
+    assert Schedule.objects.get().args == [1]
+
+
 def test_a_save_of_some_fields_is_asked_about_those_alone():
     schedule = Schedule.objects.create(name="s", task="sample.noop", cron=CRON)
     with connection.cursor() as cursor:

@@ -61,14 +61,18 @@ class Command(TerminalCommand):
                 if schedule and schedule.owner:
                     raise Refused(f"App {schedule.owner} declares a schedule of that name. Rename one of them.")
                 found = from_periodic_task(task, now)
+                compared = parity.compare(task, found, now)
             except Refused as error:
                 self.count("over" if isinstance(error, Over) else "refused", task, str(error))
+                continue
+            except Exception as error:  # of Celery's or Beat's own classes: one row is no reason to import none
+                self.count("refused", task, f"{type(error).__name__}: {error}")
                 continue
             if schedule and not update:
                 self.count("there already", task, "A schedule has that name; --update would overwrite it.")
                 continue
             self.count("updated" if schedule else "new", task, self.described(found.schedule))
-            self.report(task, found, now)
+            self.report(task, found, compared, now)
             self.imported.append(task.pk)
             if apply:
                 self.write(found.schedule, schedule)
@@ -83,8 +87,8 @@ class Command(TerminalCommand):
         paused = "" if schedule.enabled else ", paused"
         return f"{schedule.timing().describe()}{written}, {schedule.timezone}{paused}, task {schedule.task}"
 
-    def report(self, task: Any, found: Found, now: datetime) -> None:
-        compared, zone = parity.compare(task, found, now), found.schedule.timing().zone
+    def report(self, task: Any, found: Found, compared: parity.Parity, now: datetime) -> None:
+        zone = found.schedule.timing().zone
         self.stdout.write(f"    {'Beat':<27}here")
         self.print_rows(compared.next, zone)
         if compared.at_changes:
