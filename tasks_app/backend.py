@@ -29,6 +29,7 @@ from kombu.utils.functional import maybe_list
 from tasks_app import states
 from tasks_app.chords import ChordBackend
 from tasks_app.execution import aside, foreign_record, gen_of, patiently, request_of
+from tasks_app.messages import may_adopt
 from tasks_app.models import FORGOTTEN, TaskRecord, dump_json, printable
 from tasks_app.notify import DUE_CHANNEL, notify
 from tasks_app.outbox import Successors, gathered, take_successors
@@ -455,6 +456,8 @@ class RecordBackend(WaitingBackend, ChordBackend):
             raise _Fenced
         is_task = not getattr(request, "subtask_type", None)  # but a chord, say, in a chain that failed
         if not is_task or (request is None and state == celery_states.REVOKED):  # a worker hears of revokes of any id
+            return
+        if task_id == self._closing and request is not None and may_adopt(request):
             return
         TaskRecord.objects.adopt(foreign_record(request, task_id, root_id=self._root))
         execute(sql, values)

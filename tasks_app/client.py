@@ -152,7 +152,8 @@ class CeleryClient:
         old = TaskRecord.objects.filter(task_id=task_id).first() if is_id(task_id) else None
         if old is None:
             raise _not_found(task_id)
-        kept = {key: value for key, value in old.options.items() if key in _KEPT_BY_RERUN}
+        options = old.options if isinstance(old.options, dict) else {}
+        kept = {key: value for key, value in options.items() if key in _KEPT_BY_RERUN}
         new = self.app.build_record(old.name, old.args, old.kwargs, queue=old.queue, priority=old.priority, **kept)
         new.replay_of_id = old.pk
         self.app.submit([new])

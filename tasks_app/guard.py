@@ -127,6 +127,7 @@ class Guard:
 
     def continue_as(self, record: "TaskRecord") -> None:
         """Called by send_task where the running task sends its own id: a retry, or `replace`."""
+        record.inserted_values()  # refuses what no worker could take
         if record.retries > self.request.retries:
             self.request.next_run = record  # backend.mark_as_retry writes it, with the run's outcome
             return

@@ -63,15 +63,6 @@ class Successors:
         self.chords: list[ChordCounter] = []
         self.steps: list[Step] = []
 
-    def add(self, record: TaskRecord) -> None:
-        if self.parent is not None:
-            record.is_successor = True
-            try:
-                record.inserted_values()
-            except InvalidSubmission as error:  # the word that Celery knows: the run fails, with this as its reason
-                raise EncodeError(f"Its result cannot be handed on to {record.name}: {error}") from error
-        self.records.append(record)
-
 
 #: Where what is sent goes while a run ends, or a workflow is put together; None: to be submitted at once.
 _gathering: ContextVar[Successors | None] = ContextVar("gathering", default=None)
@@ -162,11 +153,11 @@ class RecordingCelery(Celery):
         parent, successors = self.current_worker_task, _gathering.get()
         if successors is not None and successors.parent is not None and not task_id:
             task_id = str(uuid5(NAMESPACE_OID, f"{successors.parent.request.id} {len(successors.records)}"))
-        record = self.build_record(name, args, kwargs, parent=parent, task_id=task_id, **options)
+        record = self._built(name, args, kwargs, parent=parent, task_id=task_id, **options)
         if parent and parent.request.id == record.task_id and record.retries > parent.request.retries:
             parent.continue_as(record)
         elif successors is not None:
-            successors.add(record)
+            successors.records.append(record)
         elif parent and parent.request.id == record.task_id and hasattr(parent, "continue_as"):
             parent.continue_as(record)
         else:
@@ -176,6 +167,20 @@ class RecordingCelery(Celery):
         if add_to_parent and parent:
             parent.add_trail(result)
         return result
+
+    def _built(self, name, args, kwargs, **options) -> TaskRecord:
+        successors = _gathering.get()
+        try:
+            record = self.build_record(name, args, kwargs, **options)
+            if successors is not None and successors.parent is not None:
+                record.is_successor = True
+                record.inserted_values()
+            return record
+        except InvalidSubmission as error:
+            if successors is None or successors.parent is None:
+                raise
+            # The word that Celery knows: the run fails, with this as its reason.
+            raise EncodeError(f"Its result cannot be handed on to {name}: {error}") from error
 
     def _submit_now(self, record: TaskRecord) -> str:
         try:
@@ -206,10 +211,12 @@ class RecordingCelery(Celery):
         if request and options.get("priority") is None and self._inherits_priority:
             options["priority"] = (request.delivery_info or {}).get("priority")
         options["headers"] = _own_headers(options.get("headers"))
+        to_exchange = options.get("exchange") and options.get("routing_key") and not options.get("queue")
         options = (router or self.amqp.router).route(dict(options), route_name or name, args, kwargs, task)
         queue, exchange, key = (options.pop(part, None) for part in ("queue", "exchange", "routing_key"))
-        if queue is None and exchange and key:
+        if to_exchange or (queue is None and exchange and key):
             options |= {"exchange": exchange, "routing_key": key}
+            queue = None
         record = TaskRecord(
             task_id=task_id,
             name=name,

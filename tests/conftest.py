@@ -65,3 +65,11 @@ def published(monkeypatch):
     ids = []
     monkeypatch.setattr(current_app, "publish", lambda records: ids.extend(record.task_id for record in records))
     return ids
+
+
+@pytest.fixture
+def tracks_started():
+    """Turn Celery's task_track_started on."""
+    conf = current_app.conf
+    yield lambda: conf.update(task_track_started=True)
+    conf.update(task_track_started=False)

@@ -82,9 +82,9 @@ def test_a_state_of_a_tasks_own_is_told_and_does_not_close_it(run):
     assert app.AsyncResult("t").state == "SUCCESS"
 
 
-def test_async_result_knows_what_only_the_record_does(run, monkeypatch):
+def test_async_result_knows_what_only_the_record_does(run, tracks_started):
     assert app.AsyncResult("t").state == "PENDING", "as Celery has it"
-    monkeypatch.setattr(app.conf, "task_track_started", True)
+    tracks_started()
     assert app.AsyncResult("t").state == "STARTED"
     objects.insert([TaskRecord(task_id="r", name="sample.echo", queue="celery_queue", root_id="r")])
     objects.filter(task_id="r").mark_revoked("revoked")
@@ -147,7 +147,7 @@ def test_steps_that_follow_are_written_with_the_outcome_or_not_at_all(run, monke
         if is_broken:
             monkeypatch.setattr(app, "submit_new", broken)
         begin_ending(app.tasks["sample.echo"])
-        gathering().add(app.build_record("sample.echo", [1], task_id="next"))
+        gathering().records.append(app.build_record("sample.echo", [1], task_id="next"))
         if is_broken:
             with pytest.raises(OperationalError):
                 app.backend.mark_as_done("t", 1, run)
@@ -161,7 +161,7 @@ def test_steps_that_follow_are_written_with_the_outcome_or_not_at_all(run, monke
 def test_a_late_run_sends_no_further_steps(run):
     objects.update(gen=2)
     begin_ending(app.tasks["sample.echo"])
-    gathering().add(app.build_record("sample.echo", [1], task_id="next"))
+    gathering().records.append(app.build_record("sample.echo", [1], task_id="next"))
     app.backend.mark_as_done("t", "late", run)
     assert not objects.filter(task_id="next").exists()
 
@@ -201,7 +201,7 @@ def test_a_step_that_is_revoked_before_it_comes_does_not_start(run):
     assert (objects.get(task_id="next").name, app.AsyncResult("next").state) == ("sample.fail", "REVOKED")
     begin_ending(app.tasks["sample.echo"])
     app.build_record("sample.fail", ["x"], task_id="next")
-    gathering().add(app.build_record("sample.fail", ["x"], task_id="next", chain=chain[:1]))
+    gathering().records.append(app.build_record("sample.fail", ["x"], task_id="next", chain=chain[:1]))
     app.backend.mark_as_done("t", 1, run)
     assert dict(objects.values_list("task_id", "state")) == {"t": "SUCCESS", "next": "REVOKED", "last": "REVOKED"}
 

@@ -118,7 +118,7 @@ def test_a_step_of_a_workflow_that_is_not_unique_is_recorded_as_revoked():
     from tasks_app.outbox import Successors
 
     successors = Successors()
-    successors.add(record)
+    successors.records.append(record)
     with transaction.atomic():
         app.submit_successors(successors, revoked=False)
     step = objects.get(task_id=record.task_id)

@@ -222,7 +222,7 @@ def test_a_task_of_which_no_result_is_kept_ends_with_its_record():
 
 
 def test_what_is_known_of_a_task_beside_its_result_is_known_as_with_redis():
-    of_record("t", state="SUCCESS", finished_at=timezone.now(), group_id="g", parent_id="p", retries=2)
+    of_record("t", state="SUCCESS", group_id="g", parent_id="p", retries=2)
     result = ended("t", 1)
     assert result.get(timeout=0) == 1
     assert (result.name, result.queue, result.retries) == ("sample.echo", "q", 2)
@@ -280,8 +280,8 @@ def test_an_error_of_on_interval_ends_the_wait():
         group(never()).get(on_interval=stop)
 
 
-def test_on_message_tells_of_each_change(clock, monkeypatch):
-    monkeypatch.setattr(app.conf, "task_track_started", True)
+def test_on_message_tells_of_each_change(clock, tracks_started):
+    tracks_started()
     of_record("t", state="PENDING")
 
     def progress(done: int):

@@ -152,7 +152,7 @@ def test_stamped_tasks_that_wait_are_revoked_whenever_their_worker_starts(lines)
 
 def test_what_is_sent_twice_under_one_id_runs_twice(lines):
     name = tag()
-    sent = unchanged.counts.s(name)
+    sent = unchanged.counts.si(name)
     sent.freeze()
     assert client.get_result(sent.apply_async().id, 20) == 1
     again = chain(sleep.si(1), sent).apply_async()
