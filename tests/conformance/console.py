@@ -10,11 +10,8 @@ os.environ["DJANGO_SETTINGS_MODULE"] = "tests.conformance.settings"
 django.setup()
 
 import celery.contrib.testing.tasks  # noqa: E402, F401  start_worker sends its celery.ping
-from celery import signals  # noqa: E402
 from celery.contrib.testing import app as testing_app  # noqa: E402
-from celery.contrib.testing import worker as testing_worker  # noqa: E402
 
-from tasks_app import workers  # noqa: E402
 from tasks_app.models import TaskRecord  # noqa: E402
 from tasks_app.outbox import RecordingCelery  # noqa: E402
 
@@ -32,23 +29,7 @@ def console_app(name=None, config=None, enable_logging=False, set_as_current=Fal
     return app
 
 
-def send_worker_ready() -> None:
-    """Have `start_worker` send worker_ready, as `celery worker` does.
-
-    To be deleted when the console's hooks are bootsteps, which any worker runs: `start_threads` is its hook until then.
-    """
-    plain = testing_worker.TestWorkController.on_consumer_ready
-
-    def on_consumer_ready(self, consumer):
-        signals.worker_ready.send(sender=consumer)
-        plain(self, consumer)
-
-    if hasattr(workers, "start_threads"):
-        testing_worker.TestWorkController.on_consumer_ready = on_consumer_ready
-
-
 testing_app.TestApp = console_app
-send_worker_ready()
 
 
 @pytest.hookimpl
