@@ -4,13 +4,14 @@ import asyncio
 import logging
 import threading
 import time
+from functools import partial
 
 import pytest
 from celery import Celery, current_app
 from celery.contrib.testing.worker import start_worker
 from django.db import connection
 
-from tasks_app import workers
+from tasks_app import publishing, workers
 from tasks_app.client import CeleryClient
 from tests.acceptance.processes import eventually
 from tests.sample.tasks import async_uses_orm, echo, flaky
@@ -93,7 +94,14 @@ def log_level():
     logging.root.setLevel(level)
 
 
-@pytest.mark.usefixtures("log_level")
+@pytest.fixture
+def marks_by_thread(marks_at_once, monkeypatch):
+    """What is published is marked as it is outside of tests, and the connection for that kept for long."""
+    monkeypatch.setattr(publishing.Marker, "IDLE", 60)
+    monkeypatch.setattr(publishing.marker, "add", partial(publishing.Marker.add, publishing.marker))
+
+
+@pytest.mark.usefixtures("log_level", "marks_by_thread")
 @pytest.mark.django_db(transaction=True)
 @pytest.mark.parametrize("pool", ["solo", "threads", "prefork"])
 def test_a_worker_within_a_test_has_all_that_ours_have_and_leaves_no_session(pool):

@@ -23,6 +23,15 @@ def test_children_connect_at_start_run_the_hooks_and_let_go_at_the_end(committed
     eventually(lambda: not sessions("hooked"))
 
 
+def test_children_that_are_not_forked_run_the_hooks_too(committed):
+    spawn = ("--pool-start-method", "spawn", "-c", "1", "-n", "spawned@%h")
+    with Manage("celery", "worker", "-Q", "spawned", *spawn) as worker:
+        assert CeleryClient(queue="spawned").submit("sample.async_sleep", [0]).get(timeout=40) == 0
+        assert worker.stop() == 0
+        assert worker.said().count("sample hook: child started") == 1
+        assert worker.said().count("sample hook: child ended") == 1
+
+
 def sessions(name: str) -> list[int]:
     with connection.cursor() as cursor:
         cursor.execute("SELECT pid FROM pg_stat_activity WHERE application_name = %s", [name])
