@@ -50,21 +50,24 @@ UPDATE {TaskRecord._meta.db_table} SET
     result_preview = %s, note = %s, exc_type = %s, exc_message = %s
 WHERE task_id = %s AND coalesce(gen = %s, true) AND state IN ('PENDING', 'STARTED', 'RETRY')
     AND (cancel_at IS NULL OR %s)
-RETURNING started_at, worker, name
+RETURNING cancel_at IS NOT NULL AS was_stopped, started_at, worker, name
 """
 _CLOSE_WITH_RESULT = f"""
-WITH closed AS ({_CLOSE})
-INSERT INTO {TaskResult._meta.db_table} AS stored (
-    task_id, status, content_type, content_encoding, result, traceback, meta, task_args, task_kwargs,
-    periodic_task_name, task_name, worker, date_created, date_started, date_done)
-SELECT %s, %s, %s, %s, %s, %s, %s, %s, %s, %s,
-    name, left(worker, 100), coalesce(started_at, clock_timestamp()), started_at, clock_timestamp()
-FROM closed
-ON CONFLICT (task_id) DO UPDATE SET
-    status = excluded.status, content_type = excluded.content_type, content_encoding = excluded.content_encoding,
-    result = excluded.result, traceback = excluded.traceback, meta = excluded.meta,
-    task_args = excluded.task_args, task_kwargs = excluded.task_kwargs, task_name = excluded.task_name,
-    worker = excluded.worker, date_started = excluded.date_started, date_done = excluded.date_done
+WITH closed AS ({_CLOSE}),
+stored AS (
+    INSERT INTO {TaskResult._meta.db_table} (
+        task_id, status, content_type, content_encoding, result, traceback, meta, task_args, task_kwargs,
+        periodic_task_name, task_name, worker, date_created, date_started, date_done)
+    SELECT %s, %s, %s, %s, %s, %s, %s, %s, %s, %s,
+        name, left(worker, 100), coalesce(started_at, clock_timestamp()), started_at, clock_timestamp()
+    FROM closed
+    ON CONFLICT (task_id) DO UPDATE SET
+        status = excluded.status, content_type = excluded.content_type, content_encoding = excluded.content_encoding,
+        result = excluded.result, traceback = excluded.traceback, meta = excluded.meta,
+        task_args = excluded.task_args, task_kwargs = excluded.task_kwargs, task_name = excluded.task_name,
+        worker = excluded.worker, date_started = excluded.date_started, date_done = excluded.date_done
+)
+SELECT was_stopped FROM closed
 """
 
 
@@ -91,6 +94,8 @@ class RecordBackend(WaitingBackend, ChordBackend):
     #: The task whose outcome is being stored; and that outcome, as Celery encodes it, and as it is kept.
     _closing: str | None = None
     _outcome: tuple[Any, Any, tuple] | None = None
+    #: Whether the run that was closed last had been asked to stop.
+    _was_stopped = False
     #: What the body raised that ran last.
     _raised: Exception | None = None
 
@@ -193,8 +198,7 @@ class RecordBackend(WaitingBackend, ChordBackend):
             else:
                 self._close(task_id, state, request)
             if successors.records or successors.chords:
-                stopped = TaskRecord.objects.filter(task_id=task_id, cancel_at__isnull=False).exists()
-                self.app.submit_successors(successors, revoked=stopped)
+                self.app.submit_successors(successors, revoked=self._was_stopped)
             if request and request.chord:
                 self.on_chord_part_return(request, state, result)
 
@@ -445,7 +449,9 @@ class RecordBackend(WaitingBackend, ChordBackend):
         may_be_cancelled = state in (celery_states.SUCCESS, celery_states.REVOKED)
         values = [state, preview, note, *exception, task_id, gen, may_be_cancelled, *result_row]
         sql = _CLOSE_WITH_RESULT if result_row else _CLOSE
-        if patiently(lambda: execute(sql, values).rowcount, task_id):
+        self._was_stopped = False
+        if row := patiently(lambda: execute(sql, values).fetchone(), task_id):
+            self._was_stopped = row[0]
             return
         if record := TaskRecord.objects.filter(task_id=task_id).only("state", "gen", "cancel_at").first():
             if task_id != self._closing:

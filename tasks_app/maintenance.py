@@ -9,7 +9,7 @@ from datetime import datetime, timedelta
 
 from celery import current_app
 from django.conf import settings
-from django.db import DEFAULT_DB_ALIAS, DatabaseError, connections
+from django.db import DEFAULT_DB_ALIAS, DatabaseError, connections, transaction
 from django.db.models import Min, Q
 from django.db.models.functions import Now
 from django.utils import timezone
@@ -111,7 +111,23 @@ def _fail_waiting(task_id: str, gen: int, reason: str) -> bool:
     return record is not None
 
 
-transport.on_refused = note_refused
+def revoke_purged(queue: str, batch: int = 1000) -> int:
+    """Revoke what waits in a queue that is purged, as by `celery purge`; not what is to start later, or that a worker
+    holds already."""
+    sent = Q(published_at__isnull=False) | Q(publish_at__lte=Now()) | Q(parked_at__isnull=False)
+    held = Q(lease_until__gt=Now())
+    waiting = TaskRecord.objects.waiting().filter(sent, queue=queue).exclude(held).order_by("pk")
+    last, count = 0, 0
+    while ids := list(waiting.filter(pk__gt=last).values_list("pk", flat=True)[:batch]):
+        last = ids[-1]
+        with transaction.atomic():
+            revoked = TaskRecord.objects.filter(pk__in=ids).mark_revoked("its queue was purged")
+            current_app.backend.follow_revoked(revoked)
+        count += len(revoked)
+    return count
+
+
+transport.on_refused, transport.on_purged = note_refused, revoke_purged
 
 
 def expire_waiting(limit: int = 500) -> int:

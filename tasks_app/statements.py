@@ -113,6 +113,10 @@ def brief_transaction(idle: int = 5) -> Iterator[None]:
     """A transaction that Postgres ends if its process freezes within it for `idle` seconds, or waits for a lock for
     two: it must keep no rows from the others, nor wait for them without end."""
     with transaction.atomic():
-        execute(f"SET LOCAL idle_in_transaction_session_timeout = '{idle}s'", [])
-        execute("SET LOCAL lock_timeout = '2s'", [])
+        execute(_BRIEF, [f"{idle}s"])
         yield
+
+
+_BRIEF = """
+SELECT set_config('idle_in_transaction_session_timeout', %s, true), set_config('lock_timeout', '2s', true)
+"""

@@ -41,6 +41,8 @@ _chance = random.Random()  # noqa: S311
 os.register_at_fork(after_in_child=_chance.seed)
 #: Called with the id and the gen of a task whose message could not be taken, and with the reason in words.
 on_refused: Callable[[str, int, str], object] | None = None
+#: Told of a queue's name before its messages are thrown away.
+on_purged: Callable[[str], object] | None = None
 #: Not the item's fault. (kombu also counts KeyError to a connection's errors; what an item lacks raises that.)
 _BROKER_ERRORS = (Empty, RedisError, OSError, OperationalError)
 
@@ -118,6 +120,11 @@ class Channel(redis.Channel):
         if kept is None or kept.connection_pool is not self.pool:  # the pool is made anew after a lost connection
             kept = self._kept_client = super()._create_client()
         return kept
+
+    def _purge(self, queue):
+        if on_purged is not None:
+            on_purged(queue)
+        return super()._purge(queue)
 
     def _next_delivery_tag(self):
         return f"{_chance.getrandbits(128):032x}"

@@ -17,7 +17,7 @@ from kombu.utils.json import dumps
 from tasks_app.client import CeleryClient
 from tasks_app.exceptions import DuplicateTask, InvalidSubmission, TaskNotFound
 from tasks_app.models import TaskRecord
-from tests.acceptance.processes import eventually, finished, record_of
+from tests.acceptance.processes import Manage, eventually, finished, record_of
 from tests.acceptance.test_behaviours import worker_of
 from tests.sample import unchanged
 from tests.sample.behaving import add
@@ -145,6 +145,24 @@ def test_stamped_tasks_that_wait_are_revoked_whenever_their_worker_starts(lines)
     with worker_of("stamped", "-c", "1"):
         assert finished(other, 30).state == "SUCCESS"
     assert lines(name) == 0
+
+
+def test_what_is_purged_is_revoked(lines):
+    name = tag()
+    waiting = [count.apply_async([name], queue="purged") for _ in range(3)]
+    later = count.apply_async([f"{name} later"], queue="purged", countdown=1000)
+    for result in waiting:
+        eventually(lambda result=result: record_of(result).published_at)
+    with Manage("celery", "purge", "-f", "-Q", "purged") as command:
+        assert command.process.wait(30) == 0
+    assert {(record_of(result).state, record_of(result).exc_message) for result in waiting} == {
+        ("REVOKED", "its queue was purged")
+    }
+    assert record_of(later).state == "PENDING"
+    with worker_of("purged", "-c", "1"):
+        assert finished(echo.apply_async(["last"], queue="purged"), 30).state == "SUCCESS"
+    assert lines(name) == 0
+    later.revoke()
 
 
 # 47, 48
