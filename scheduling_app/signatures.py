@@ -60,7 +60,7 @@ def at_fault(schedule: "Schedule") -> tuple[str, str] | None:
 def header_fault(headers: Any) -> str:
     """Why no message could carry these headers; or ""."""
     try:
-        check_headers(headers)
+        check_headers(headers if isinstance(headers, dict) else [headers])
     except InvalidSubmission as error:
         return str(error)
     return ""

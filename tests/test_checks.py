@@ -18,6 +18,8 @@ def alone(monkeypatch):
     monkeypatch.setattr(_state, "_get_active_apps", lambda: apps)
     shared, bound = set(_state._on_app_finalizers), set(current_app.tasks)
     yield apps
+    for each in apps - {current_app._get_current_object()}:
+        _state._deregister_app(each)
     _state._on_app_finalizers.intersection_update(shared)
     for name in set(current_app.tasks) - bound:
         del current_app.tasks[name]

@@ -32,7 +32,7 @@ def declare():
 
     def declare(name="limited", run=body, **options):
         names.append(name)
-        app.task(name=name, **options)(run)
+        app.task(name=name, shared=False, **options)(run)
         return app.tasks[name]
 
     yield declare

@@ -269,7 +269,9 @@ def test_a_due_time_that_cannot_be_handed_over_is_refused(changes, says):
     "name", ["id", "task", "retries", "gen", "retry_policy", "scheduled_for", "periodic_task_name"]
 )
 def test_headers_that_are_set_anyway_are_refused(name):
-    assert f"{name}: set by Celery or the console" in errors(headers=json.dumps({name: 1}))["headers"][0]
+    message = errors(headers=json.dumps({name: 1}))["headers"][0]
+    assert name in message
+    assert "set by Celery or the console" in message
 
 
 def test_headers_must_be_an_object():
