@@ -51,10 +51,11 @@ _SCALARS, _NESTED = (str, int, float, bool, type(None)), (dict, list, tuple)
 _encode = JSONEncoder().encode
 
 
-def check_record(record: "TaskRecord", accepts: frozenset[str]) -> None:
+def check_record(record: "TaskRecord", accepts: frozenset[str], known: Collection[str] = ()) -> None:
     """Raises InvalidSubmission for names, ids, options and headers with which no worker would take its message.
 
-    `accepts`: the content types that workers accept. (For the arguments: `check_texts`.)
+    `accepts`: the content types that workers accept. `known`: options that were checked with an earlier record. (For
+    the arguments: `check_texts`.)
     """
     for field in ("name", "queue", "root_id"):
         _require(field, getattr(record, field), is_id, _AN_ID)
@@ -70,7 +71,7 @@ def check_record(record: "TaskRecord", accepts: frozenset[str]) -> None:
         raise _wrong("options", options, "a JSON object")
     if taken := sorted(_NOT_OPTIONS.intersection(options)):
         raise InvalidSubmission(f"options: {', '.join(taken)} cannot be among them. Leave it out.")
-    check_options(options, accepts)
+    check_options(options if not known else {key: options[key] for key in options if key not in known}, accepts)
 
 
 def check_row(record: "TaskRecord", accepts: frozenset[str]) -> None:

@@ -176,6 +176,8 @@ class TaskRecord(models.Model):
     texts: tuple[Encoded, Encoded, Encoded] | None = None
     #: Whether it is made by the end of another task's run, which hands its result on.
     is_successor = False
+    #: Whether what is to come after it has its rows since an earlier record of the workflow.
+    steps_are_known = False
     #: Whether Celery's signals of publishing were sent.
     is_announced = True
     #: The beginnings of the arguments' texts, on rows of a list.

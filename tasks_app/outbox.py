@@ -12,6 +12,7 @@ from __future__ import annotations
 import inspect
 import logging
 import numbers
+import operator
 import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -234,7 +235,8 @@ class RecordingCelery(Celery):
         _set_times(record, countdown, eta, options.pop("expires", None))
         headers = _own_headers(options.pop("headers", None))  # a route's too
         record.options = _given(options) | ({"headers": headers} if headers else {})
-        messages.check_record(record, self.accepts)
+        record.steps_are_known = parent is not None and _is_tail(record.options.get("chain"), parent.request.chain)
+        messages.check_record(record, self.accepts, known=["chain"] if record.steps_are_known else ())
         if task is not None:
             self._apply_task_options(record, task)
         self._announce(record, announce)
@@ -519,10 +521,17 @@ def is_sent_plainly(task) -> bool:
 
 def may_have_steps(record: TaskRecord) -> bool:
     """Whether others may be to come after a record, or may be found by a stamp of it; at next to no cost."""
-    return not record.options.keys().isdisjoint(_WITH_STEPS)
+    options = record.options.keys()
+    return not options.isdisjoint(_WITH_STEPS) or ("chain" in options and not record.steps_are_known)
 
 
-_WITH_STEPS = {"chain", "link", "link_error", "stamped_headers"}
+_WITH_STEPS = {"link", "link_error", "stamped_headers"}
+
+
+def _is_tail(chain: Any, whole: Any) -> bool:
+    """Whether a chain is what is left of a running task's, from which Celery sends its next step."""
+    is_shorter = isinstance(chain, list) and isinstance(whole, list) and len(chain) == len(whole) - 1
+    return is_shorter and all(map(operator.is_, chain, whole))
 
 
 def _known_steps(parent) -> list[Step]:
