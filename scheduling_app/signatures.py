@@ -59,8 +59,10 @@ def at_fault(schedule: "Schedule") -> tuple[str, str] | None:
 
 def header_fault(headers: Any) -> str:
     """Why no message could carry these headers; or ""."""
+    if headers is None:
+        return "headers must be an object, with texts as its keys."
     try:
-        check_headers(headers if isinstance(headers, dict) else [headers])
+        check_headers(headers)
     except InvalidSubmission as error:
         return str(error)
     return ""

@@ -21,7 +21,7 @@ from celery.exceptions import NotRegistered, Reject, TaskRevokedError
 from celery.utils.saferepr import saferepr
 from celery.utils.serialization import create_exception_cls
 from django.conf import settings
-from django.db import InterfaceError, OperationalError, connection, transaction
+from django.db import DataError, InterfaceError, OperationalError, connection, transaction
 from django_celery_results.models import TaskResult
 from kombu.exceptions import EncodeError
 from kombu.utils.functional import maybe_list
@@ -31,8 +31,9 @@ from tasks_app.chords import ChordBackend
 from tasks_app.execution import aside, foreign_record, gen_of, patiently, request_of
 from tasks_app.messages import may_adopt
 from tasks_app.models import FORGOTTEN, TaskRecord, dump_json, printable
+from tasks_app.moves import INSERT_IF
 from tasks_app.notify import DUE_CHANNEL, notify
-from tasks_app.outbox import Successors, gathered, take_successors
+from tasks_app.outbox import Successors, gathered, may_have_steps, take_successors
 from tasks_app.statements import brief_transaction, execute
 from tasks_app.waiting import IGNORED, WaitingBackend
 
@@ -52,7 +53,7 @@ WHERE task_id = %s AND coalesce(gen = %s, true) AND state IN ('PENDING', 'STARTE
     AND (cancel_at IS NULL OR %s)
 RETURNING cancel_at IS NOT NULL AS was_stopped, started_at, worker, name
 """
-_CLOSE_WITH_RESULT = f"""
+_WITH_RESULT = f"""
 WITH closed AS ({_CLOSE}),
 stored AS (
     INSERT INTO {TaskResult._meta.db_table} (
@@ -67,7 +68,13 @@ stored AS (
         task_args = excluded.task_args, task_kwargs = excluded.task_kwargs, task_name = excluded.task_name,
         worker = excluded.worker, date_started = excluded.date_started, date_done = excluded.date_done
 )
-SELECT was_stopped FROM closed
+"""
+_CLOSE_WITH_RESULT = f"{_WITH_RESULT} SELECT was_stopped FROM closed"
+#: With the one step that follows, as most steps of chains are: a round trip instead of a transaction's five. Where that
+#: step is not to start, or not new, it is an error, and nothing is written.
+_CLOSE_AND_GO_ON = f"""
+{_WITH_RESULT}, next AS ({INSERT_IF.format(condition="EXISTS (SELECT FROM closed WHERE NOT was_stopped)")})
+SELECT was_stopped, (SELECT 1 / count(*) FROM next) FROM closed
 """
 
 
@@ -94,6 +101,8 @@ class RecordBackend(WaitingBackend, ChordBackend):
     #: The task whose outcome is being stored; and that outcome, as Celery encodes it, and as it is kept.
     _closing: str | None = None
     _outcome: tuple[Any, Any, tuple] | None = None
+    #: The step that follows, where it is written by the statement that closes the run.
+    _next: TaskRecord | None = None
     #: Whether the run that was closed last had been asked to stop.
     _was_stopped = False
     #: What the body raised that ran last.
@@ -190,6 +199,8 @@ class RecordBackend(WaitingBackend, ChordBackend):
         if getattr(request, "is_eager", False):
             return super().mark_as_done(task_id, result, request, store_result, state)
         successors = take_successors() or Successors()
+        if store_result and self._go_on(task_id, result, request, state, successors):
+            return
         follows = successors.records or successors.chords or (request and request.chord)
 
         def outcome():
@@ -204,6 +215,26 @@ class RecordBackend(WaitingBackend, ChordBackend):
 
         with self._prepared(result, state, request) if follows and store_result else nullcontext():
             self._conclude(task_id, request, outcome, alone=not follows)
+
+    def _go_on(self, task_id, result, request, state, successors: Successors) -> bool:
+        """Store a success with its one plain successor, in one statement; False where that is not how it is."""
+        is_plain = len(successors.records) == 1 and not (successors.chords or successors.steps or request.chord)
+        if not is_plain or connection.in_atomic_block:
+            return False
+        (record,) = successors.records
+        if may_have_steps(record) or not record.is_due:
+            return False
+        self._next = record
+        try:
+            if self._conclude(
+                task_id, request, lambda: self.store_result(task_id, result, state, request=request), True
+            ):
+                self.app.publisher.publish_committed([record])
+        except DataError:
+            return False
+        finally:
+            self._next = None
+        return True
 
     def mark_as_failure(
         self, task_id, exc, traceback=None, request=None, store_result=True, call_errbacks=True,
@@ -449,6 +480,8 @@ class RecordBackend(WaitingBackend, ChordBackend):
         may_be_cancelled = state in (celery_states.SUCCESS, celery_states.REVOKED)
         values = [state, preview, note, *exception, task_id, gen, may_be_cancelled, *result_row]
         sql = _CLOSE_WITH_RESULT if result_row else _CLOSE
+        if self._next is not None:
+            sql, values = _CLOSE_AND_GO_ON, [*values, self.app.publisher.grace, *self._next.inserted_values()]
         self._was_stopped = False
         if row := patiently(lambda: execute(sql, values).fetchone(), task_id):
             self._was_stopped = row[0]

@@ -331,10 +331,11 @@ SELECT {", ".join(_VALUES.values())}
 FROM {{rows}}
 ON CONFLICT DO NOTHING
 """
-_INSERT_ONE = _INSERT.format(
-    rows=f"(VALUES ({', '.join(f'%s::{kind}' for kind in GIVEN.values())})) AS new ({', '.join(GIVEN)})"
-)
+_ONE = f"(VALUES ({', '.join(f'%s::{kind}' for kind in GIVEN.values())})) AS new ({', '.join(GIVEN)})"
+_INSERT_ONE = _INSERT.format(rows=_ONE)
 _INSERT_MANY = _INSERT.format(rows=rowset(GIVEN)) + "RETURNING task_id"
+#: With the grace and a new record's values as parameters, under a condition.
+INSERT_IF = _INSERT.format(rows=f"{_ONE} WHERE {{condition}}") + "RETURNING task_id"
 _MESSAGES = "FROM unnest(%s::varchar[], %s::int[]) AS message (task_id, gen)"
 _MARK_PUBLISHED = f"""
 UPDATE {TABLE} AS task SET published_at = clock_timestamp(), publish_at = NULL

@@ -328,6 +328,17 @@ def test_a_revoked_chord_whose_members_run_never_comes_to_its_body(after, lines)
     assert (record_of(result).state, lines(name)) == ("REVOKED", 0)
 
 
+def test_a_step_does_not_follow_from_a_run_that_was_asked_to_stop_and_succeeds(lines):
+    name = tag()
+    result = chain(unchanged.waits_for.si(f"{name} first", 10), count.si(name), count.si(name)).apply_async()
+    first = result.parent.parent
+    eventually(lambda: lines(f"{name} first") == 1, 20)
+    first.revoke()
+    assert finished(first, 20).state == "SUCCESS"
+    assert (finished(result, 20).state, record_of(result.parent).state) == ("REVOKED", "REVOKED")
+    assert lines(name) == 0
+
+
 def test_nested_groups_keep_their_order():
     nested = chord([group(echo.s(1), echo.s(2), echo.s(3)), echo.s(4)], echo.s())
     assert nested.apply_async().get(timeout=30) == [1, 2, 3, 4]
