@@ -12,6 +12,7 @@ from celery import current_app as app
 from celery.exceptions import Reject, TaskRevokedError
 from celery.signals import before_task_publish
 from django.db import connection, transaction
+from django.utils import timezone
 from kombu.utils.json import dumps
 
 from tasks_app.client import CeleryClient
@@ -495,3 +496,31 @@ def test_the_message_is_what_celery_would_send():
     assert (item.headers["shadow"], item.headers["timelimit"]) == ("other", [7, None])
     assert item.properties["correlation_id"] == result.id
     assert dumps(item.payload[0]) == "[1]"
+
+
+def test_a_scheduler_announces_what_it_fires_once_and_outside_of_its_transaction():
+    from scheduling_app import firing
+    from scheduling_app.models import Schedule
+
+    told = []
+
+    def handler(headers, **_):
+        told.append((headers["id"], connection.in_atomic_block))
+        headers["trace"] = "of the scheduler"
+
+    schedule = Schedule.objects.create(
+        name=tag(), task="unchanged.sees", args=["trace"], kind="interval", every=1, unit="weeks",
+        next_fire_at=timezone.now(), changed_at=None, queue="celery_queue",
+    )  # fmt: skip
+    Schedule.objects.filter(pk=schedule.pk).update(next_fire_at=timezone.now(), changed_at=None)
+    before_task_publish.connect(handler)
+    try:
+        eventually(lambda: firing.fire_due() or schedule.runs.exists())
+    finally:
+        before_task_publish.disconnect(handler)
+    run = schedule.runs.get()
+    assert [(task_id, in_atomic) for task_id, in_atomic in told if task_id == run.record.task_id] == [
+        (run.record.task_id, False)
+    ]
+    assert client.get_result(run.record.task_id, 20) == ["of the scheduler"]
+    schedule.delete()
