@@ -48,14 +48,14 @@ def claim_in_any_state() -> None:
 def close_by_any_run() -> None:
     from tasks_app import backend
 
-    for name in ("_CLOSE", "_CLOSE_WITH_RESULT"):
+    for name in ("_CLOSE", "_CLOSE_WITH_RESULT", "_CLOSE_AND_GO_ON"):
         replace(backend, name, "coalesce(gen = %s, true)", "coalesce(%s::int IS NOT NULL, true)")
 
 
 def close_what_has_ended() -> None:
     from tasks_app import backend
 
-    for name in ("_CLOSE", "_CLOSE_WITH_RESULT"):
+    for name in ("_CLOSE", "_CLOSE_WITH_RESULT", "_CLOSE_AND_GO_ON"):
         replace(backend, name, "AND state IN ('PENDING', 'STARTED', 'RETRY')", "")
 
 
@@ -102,8 +102,8 @@ def any_number_lost() -> None:
 
     claim = TaskQuerySet.claim
 
-    def of_any(self, task_id: str, gen: int, worker: str, pid: int, max_lost: int = 1) -> int | None:
-        return claim(self, task_id, gen, worker, pid, 1000)
+    def of_any(self, task_id: str, gen: int, worker: str, pid: int, max_lost: int = 1, name: str | None = None):
+        return claim(self, task_id, gen, worker, pid, 1000, name)
 
     TaskQuerySet.claim = of_any  # type: ignore[method-assign]
 
@@ -166,16 +166,11 @@ def successors_apart() -> None:
 
 def chords_unlocked() -> None:
     """Two members that end together count as one."""
-    from django_celery_results.models import ChordCounter
+    from tasks_app import chords
 
-    class Counters:
-        @staticmethod
-        def filter(**which):
-            found = list(ChordCounter.objects.filter(**which))
-            time.sleep(0.05)
-            return type("Found", (), {"first": lambda self: found[0] if found else None})()
-
-    ChordCounter.objects.select_for_update = Counters
+    count = "(SELECT count FROM pg_sleep(0.05), django_celery_results_chordcounter AS seen WHERE seen.id = counter.id)"
+    replace(chords, "_COUNT", "SET count = greatest(count - %s, 0)", f"SET count = greatest({count} - %s, 0)")
+    replace(chords, "_COUNT", f"UPDATE {chords.TABLE}", f"UPDATE {chords.TABLE} AS counter")
 
 
 def due_times_twice() -> None:
