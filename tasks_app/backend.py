@@ -418,10 +418,12 @@ class RecordBackend(WaitingBackend, ChordBackend):
         """Those of a chord's body, which Celery lets fail itself."""
         if self.app.conf.task_always_eager or (request.delivery_info or {}).get("is_eager"):
             return super()._call_task_errbacks(request, exc, traceback)
-        if self._called is not None:  # a chord links them to the bodies of chords within its header too
-            errbacks = {dump_json([each["task"], each["args"], each["kwargs"]]): each for each in request.errbacks}
-            request.errbacks = [each for words, each in errbacks.items() if words not in self._called]
-            self._called |= errbacks.keys()
+        # A chord links its own to the bodies of chords within its header too, which have called them by then.
+        errbacks = {
+            dump_json([each.get(part) for part in ("task", "args", "kwargs")]): each for each in request.errbacks
+        }
+        request.errbacks = [each for words, each in errbacks.items() if words not in self._called]
+        self._calling |= errbacks.keys()
         here, sent = self._errbacks_of(request)
         self.app.submit_workflow(sent)
         _call_errbacks(here, request, exc, traceback)

@@ -51,8 +51,9 @@ class ChordBackend(DatabaseBackend):
     _root: str | None = None
     #: Members that decided their chords, in the transaction at hand.
     _decided: list[Context] | None = None
-    #: Errbacks that were called since the first of the chords that end together, one within another's header.
-    _called: set[str] | None = None
+    #: Errbacks, as JSON, that a chord has called which is within the header of one that fails now, and of the latter.
+    _called: frozenset[str] = frozenset()
+    _calling: frozenset[str] = frozenset()
 
     def on_chord_part_return(self, request, state, result, **kwargs):
         """Count a member of a chord's header, in the transaction that closes it; one that fails decides at once."""
@@ -86,8 +87,7 @@ class ChordBackend(DatabaseBackend):
         if chord is None or not request.chord:
             return
         body = maybe_signature(request.chord, app=self.app)
-        outer = self._root, self._called
-        self._root, self._called = getattr(request, "root_id", None) or self._root, self._called or set()
+        outer, self._root = self._root, getattr(request, "root_id", None) or self._root
         try:
             self._send_body(body, chord)
         except ChordError as error:
@@ -95,7 +95,7 @@ class ChordBackend(DatabaseBackend):
             self._fail_body(body, error)
             ChordCounter.objects.filter(pk=chord.pk).delete()
         finally:
-            self._root, self._called = outer
+            self._root = outer
 
     def is_interrupted(self, chord: ChordCounter) -> bool:
         """Whether a decided chord's members have ended for so long that nobody is about to send its body."""
@@ -164,14 +164,19 @@ class ChordBackend(DatabaseBackend):
         raise _create_chord_error_with_cause(f"Dependency {task_id} raised {exc!r:.1000}", exc)
 
     def _fail_body(self, body: Signature, exc: ChordError) -> None:
+        called, self._calling = self._called, frozenset()
         try:
             raise exc  # Celery reads it from the stack
         except ChordError:
             self.chord_error_from_stack(body, exc)
         if body.options.get("chord"):  # a chord within another's header
             part = Context(id=body.id, group=body.options.get("group_id"), chord=body.options["chord"])
-            with transaction.atomic():
-                self.on_chord_part_return(part, states.FAILURE, exc)
+            self._called = called | self._calling
+            try:
+                with transaction.atomic():
+                    self.on_chord_part_return(part, states.FAILURE, exc)
+            finally:
+                self._called = called
 
     def chord_error_from_stack(self, callback, exc=None):
         """Celery marks a chord's body as failed without ever sending it: it gets a record, so that it can be seen."""
