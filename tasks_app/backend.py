@@ -29,11 +29,12 @@ from kombu.utils.functional import maybe_list
 from tasks_app import states
 from tasks_app.chords import ChordBackend
 from tasks_app.execution import aside, foreign_record, gen_of, patiently, request_of
+from tasks_app.gathering import Successors, gathered, take_successors
 from tasks_app.messages import may_adopt
 from tasks_app.models import FORGOTTEN, TaskRecord, dump_json, printable
 from tasks_app.moves import INSERT_IF
 from tasks_app.notify import DUE_CHANNEL, notify
-from tasks_app.outbox import Successors, gathered, may_have_steps, take_successors
+from tasks_app.outbox import may_have_steps
 from tasks_app.statements import brief_transaction, execute
 from tasks_app.waiting import IGNORED, WaitingBackend
 

@@ -26,8 +26,8 @@ from django_celery_results.models import ChordCounter, TaskResult
 from django_celery_results.models import GroupResult as StoredGroup
 
 from tasks_app.execution import foreign_record, request_of
+from tasks_app.gathering import gathered, gathering
 from tasks_app.models import TaskRecord, TaskStep
-from tasks_app.outbox import gathered, gathering
 from tasks_app.statements import execute
 from tasks_app.steps import steps_of_body
 

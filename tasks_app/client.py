@@ -11,9 +11,10 @@ from celery.result import AsyncResult, GroupResult
 from django.db import transaction
 
 from tasks_app import states, workers
+from tasks_app.building import is_sent_plainly
 from tasks_app.exceptions import TaskNotFound, UnknownTask
+from tasks_app.gathering import gathered
 from tasks_app.models import FORGOTTEN, TaskRecord, TaskStep
-from tasks_app.outbox import gathered, is_sent_plainly
 from tasks_app.steps import is_to_come
 from tasks_app.transport import is_id
 

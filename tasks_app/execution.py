@@ -25,9 +25,9 @@ from kombu.utils.json import loads
 
 from tasks_app import broker, messages, states
 from tasks_app.exceptions import InvalidSubmission
+from tasks_app.gathering import Successors, take_successors
 from tasks_app.models import TaskRecord, dump_json
 from tasks_app.moves import MAX_LOST, Run
-from tasks_app.outbox import Successors, take_successors
 from tasks_app.publishing import GEN_HEADER
 
 logger = logging.getLogger(__name__)

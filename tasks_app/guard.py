@@ -97,7 +97,7 @@ class Guard:
                 self._retry_as_asked(error)
             raise
         if not request.is_eager:
-            from tasks_app.outbox import begin_ending
+            from tasks_app.gathering import begin_ending
 
             if request.__dict__.get("next_run") is not None:
                 raise Retry("by retry(throw=False)")
@@ -141,7 +141,7 @@ class Guard:
         if self.request.is_eager:
             return super().on_replace(sig)  # type: ignore[misc]
         from tasks_app.execution import replace_run
-        from tasks_app.outbox import gathered
+        from tasks_app.gathering import gathered
 
         with gathered() as successors:
             sig.delay()

@@ -11,38 +11,28 @@ from __future__ import annotations
 
 import inspect
 import logging
-import numbers
-import operator
-import re
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from contextvars import ContextVar
-from datetime import datetime, timedelta
-from functools import cached_property, partial, wraps
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 from uuid import NAMESPACE_OID, uuid5
 
-from celery import Celery, Task, canvas
 from celery.exceptions import TaskRevokedError
 from django.conf import settings
 from django.core.exceptions import SynchronousOnlyOperation
 from django.db import IntegrityError, transaction
-from django.utils import timezone
-from django.utils.dateparse import parse_datetime
 from kombu.exceptions import EncodeError
-from kombu.serialization import prepare_accept_content
-from kombu.utils.uuid import uuid
 
-from tasks_app import messages, states, transport
+from tasks_app import canvases, states, transport  # noqa: F401 the canvases are recorded as wholes from here on
+from tasks_app.building import BuildingCelery
 from tasks_app.coroutines import awaiting
 from tasks_app.exceptions import DuplicateTask, InvalidSubmission, NotUnique
+from tasks_app.gathering import Successors, gathering
 from tasks_app.notify import DUE_CHANNEL, notify
-from tasks_app.publishing import AT_ONCE, GEN_HEADER, Publisher, has_handlers
+from tasks_app.publishing import AT_ONCE
 
 if TYPE_CHECKING:
-    from django_celery_results.models import ChordCounter
-
     from tasks_app.models import TaskRecord
     from tasks_app.steps import Step
 
@@ -50,50 +40,6 @@ logger = logging.getLogger(__name__)
 transport.use()
 
 _OMITTED: Any = object()
-#: Seconds that a countdown may last; and how old an `eta` is that is published without a look at the database's clock.
-LONGEST, LONG_PAST = 3_155_760_000, timedelta(minutes=10)
-
-
-class Successors:
-    """What was sent, and is not written yet: by the end of a run, or as one workflow."""
-
-    def __init__(self, parent=None):
-        #: The task whose end this is, for the ids of what follows; None for a workflow.
-        self.parent = parent
-        self.records: list[TaskRecord] = []
-        self.chords: list[ChordCounter] = []
-        self.steps: list[Step] = []
-
-
-#: Where what is sent goes while a run ends, or a workflow is put together; None: to be submitted at once.
-_gathering: ContextVar[Successors | None] = ContextVar("gathering", default=None)
-
-
-def begin_ending(parent) -> None:
-    """From here on, until `take_successors`, gather what is sent: the body has ended, its outcome is not stored yet."""
-    _gathering.set(Successors(parent))
-
-
-def take_successors() -> Successors | None:
-    successors = _gathering.get()
-    if successors is not None:
-        _gathering.set(None)
-    return successors
-
-
-def gathering() -> Successors | None:
-    return _gathering.get()
-
-
-@contextmanager
-def gathered() -> Iterator[Successors]:
-    """Gather what is sent within the block."""
-    successors = Successors()
-    token = _gathering.set(successors)
-    try:
-        yield successors
-    finally:
-        _gathering.reset(token)
 
 
 def route_scheduled(name, args, kwargs, options, task=None, **_):
@@ -103,7 +49,7 @@ def route_scheduled(name, args, kwargs, options, task=None, **_):
     return None
 
 
-class RecordingCelery(Celery):
+class RecordingCelery(BuildingCelery):
     """A Celery app that records each task in Postgres before it publishes it."""
 
     task_cls = "tasks_app.execution:ConsoleTask"
@@ -114,15 +60,9 @@ class RecordingCelery(Celery):
         super().__init__(*args, **kwargs)
         self.steps["worker"].add("tasks_app.workers:Upkeep")
 
-    publisher = cached_property(Publisher)
     AsyncResult = cached_property(
         lambda self: self.subclass_with_self("tasks_app.waiting:RecordedResult", "AsyncResult", reverse="AsyncResult")
     )
-    # A look into Celery's configuration costs 19 µs.
-    _default_priority = cached_property(lambda self: self.conf.task_default_priority)
-    _inherits_priority = cached_property(lambda self: self.conf.task_inherit_parent_priority)
-    #: The content types that workers accept.
-    accepts = cached_property(lambda self: frozenset(prepare_accept_content(self.conf.accept_content or ["json"])))
 
     def _task_from_fun(self, fun, *args, **options):
         if options.get("pydantic") and inspect.iscoroutinefunction(fun):  # whose value is what pydantic shall dump
@@ -151,7 +91,7 @@ class RecordingCelery(Celery):
         return send(self, name, args, kwargs, **options)
 
     def _send(self, name, args, kwargs, *, task_id, result_cls, add_to_parent, **options):
-        parent, successors = self.current_worker_task, _gathering.get()
+        parent, successors = self.current_worker_task, gathering()
         if successors is not None and successors.parent is not None and not task_id:
             task_id = str(uuid5(NAMESPACE_OID, f"{successors.parent.request.id} {len(successors.records)}"))
         record = self._built(name, args, kwargs, parent=parent, task_id=task_id, **options)
@@ -162,7 +102,8 @@ class RecordingCelery(Celery):
         elif parent and parent.request.id == record.task_id and hasattr(parent, "continue_as"):
             parent.continue_as(record)
         else:
-            record.task_id = self._submit_now(record)
+            with _in_coroutines_named(record):
+                record.task_id = self.submit_one(record)
         result = (result_cls or self.AsyncResult)(record.task_id)
         result.ignored = record.options.get("ignore_result")
         if add_to_parent and parent:
@@ -170,7 +111,7 @@ class RecordingCelery(Celery):
         return result
 
     def _built(self, name, args, kwargs, **options) -> TaskRecord:
-        successors = _gathering.get()
+        successors = gathering()
         try:
             record = self.build_record(name, args, kwargs, **options)
             if successors is not None and successors.parent is not None:
@@ -182,142 +123,6 @@ class RecordingCelery(Celery):
                 raise
             # The word that Celery knows: the run fails, with this as its reason.
             raise EncodeError(f"Its result cannot be handed on to {name}: {error}") from error
-
-    def _submit_now(self, record: TaskRecord) -> str:
-        try:
-            return self.submit_one(record)
-        except SynchronousOnlyOperation as error:
-            raise SynchronousOnlyOperation(
-                f"{record.name}: a coroutine cannot wait for the database. Use `await task.adelay(…)`, "
-                "`await task.aapply_async(…)` or `await CeleryClient().asubmit(…)`; for a workflow, "
-                "`await sync_to_async(workflow.apply_async)(…)`."
-            ) from error
-
-    def build_record(
-        self, name, args=None, kwargs=None, *, parent=None, task_type=None, route_name=None, task_id=None, eta=None,
-        countdown=None, router=None, announce=True, **options,
-    ) -> TaskRecord:  # fmt: skip
-        """The record of such a call, checked, with all that depends on the moment and the caller; not saved.
-
-        `announce`: send Celery's signals of publishing, which call a project's code; else they are sent when its
-        message goes out.
-        """
-        from tasks_app.models import TaskRecord
-
-        task = task_type or self.tasks.get(name)  # which has the shared tasks registered first
-        options = (_given(task._get_exec_options()) if task else {}) | options
-        args, kwargs = _checked_arguments(name, args, kwargs)
-        task_id = _checked_text("task_id", task_id) or uuid()
-        request = parent.request if parent else None
-        if request and options.get("priority") is None and self._inherits_priority:
-            options["priority"] = (request.delivery_info or {}).get("priority")
-        options["headers"] = _own_headers(options.get("headers"))
-        to_exchange = options.get("exchange") and options.get("routing_key") and not options.get("queue")
-        options = (router or self.amqp.router).route(dict(options), route_name or name, args, kwargs, task)
-        queue, exchange, key = (options.pop(part, None) for part in ("queue", "exchange", "routing_key"))
-        if to_exchange or (queue is None and exchange and key):
-            options |= {"exchange": exchange, "routing_key": key}
-            queue = None
-        record = TaskRecord(
-            task_id=task_id,
-            name=name,
-            args=args,
-            kwargs=kwargs,
-            queue=str(getattr(queue, "name", queue) or key or self.amqp.default_queue.name),
-            priority=self._checked_priority(options.pop("priority", None)),
-            root_id=options.pop("root_id", None) or (request and (request.root_id or request.id)) or task_id,
-            parent_id=options.pop("parent_id", None) or (request and request.id),
-            group_id=options.pop("group_id", None),
-            retries=options.pop("retries", 0),
-            max_retries=getattr(task, "max_retries", None),
-            idempotency_key=_checked_text("idempotency_key", options.pop("idempotency_key", None)),
-        )
-        _set_times(record, countdown, eta, options.pop("expires", None))
-        headers = _own_headers(options.pop("headers", None))  # a route's too
-        record.options = _given(options) | ({"headers": headers} if headers else {})
-        record.steps_are_known = parent is not None and _is_tail(record.options.get("chain"), parent.request.chain)
-        messages.check_record(record, self.accepts, known=["chain"] if record.steps_are_known else ())
-        if task is not None:
-            self._apply_task_options(record, task)
-        self._announce(record, announce)
-        return record
-
-    def _announce(self, record: TaskRecord, now: bool) -> None:
-        if not now:
-            record.is_announced = False
-        elif has_handlers():
-            self.publisher.announce(record)
-        if now:
-            record.encoded()  # by a project's encoders, too
-
-    def build_records(self, name, calls: Iterable[tuple[Sequence, Mapping]], **options) -> list[TaskRecord]:
-        """Records of one task for many (args, kwargs), all with the same options, and the first one's route."""
-        if options.get("idempotency_key") is not None:
-            raise InvalidSubmission("idempotency_key is for one task, not for many.")
-        records: list[TaskRecord] = []
-        for args, kwargs in calls:
-            if not records:
-                record = self.build_record(name, args, kwargs, **options, announce=False)
-                is_root, made = record.root_id == record.task_id, record.options
-                record.is_announced = True
-                self._announce(record, now=True)
-            else:
-                record = records[0].sibling(uuid())
-                record.args, record.kwargs = _checked_arguments(name, args, kwargs)
-                record.root_id = record.task_id if is_root else record.root_id
-                record.options = made
-                if options.get("task_type") is not None:
-                    self._apply_task_options(record, options["task_type"])
-                self._announce(record, now=True)
-            records.append(record)
-        return records
-
-    def announce_late(self, record: TaskRecord) -> bool:
-        """Do for a record that was made in a transaction of ours what a project's code does when a task is sent: that
-        of its own `apply_async`, and of signals' handlers. Whether that changed the record."""
-        task, record.is_announced = self.tasks.get(record.name), True
-        if task is None or (is_sent_plainly(task) and not has_handlers()):
-            return False
-        made = record.args, record.kwargs, record.options
-        with gathered() as sent:
-            task.apply_async(
-                record.args, record.kwargs, task_id=record.task_id, queue=record.queue, priority=record.priority,
-                add_to_parent=False, **record.options,
-            )  # fmt: skip
-        (again,) = sent.records
-        record.args, record.kwargs, record.options = again.args, again.kwargs, again.options
-        return made != (again.args, again.kwargs, again.options)
-
-    def build_like(self, record: TaskRecord, args, kwargs, *, task_id: str, eta=None, expires=None, headers=None):
-        """As build_record would make it, of the task and with the options of `record`, at a third of the cost."""
-        other = record.sibling(task_id)
-        other.args, other.kwargs = _checked_arguments(record.name, args, kwargs)
-        other.root_id, other.options = task_id, record.options | {"headers": _own_headers(headers)}
-        messages.check_headers(other.options["headers"])
-        other.publish_at = other.publish_in = None
-        _set_times(other, None, eta, expires)
-        if record.unique_key or record.limit_key:
-            self._apply_task_options(other, self.tasks[record.name])
-        return other
-
-    def _apply_task_options(self, record: TaskRecord, task) -> None:
-        """What a task's own options say about when there may be another one of it (uniqueness.py, limits.py)."""
-        from tasks_app import limits, uniqueness
-
-        if getattr(task, "unique", None) is not None:
-            record.unique_key, lasts = uniqueness.key_of(task, record.args, record.kwargs)
-            record.unique_for = lasts.total_seconds() if lasts else None
-        if limit_key := limits.key_of(task, record.args, record.kwargs):
-            record.limit_key = limit_key
-            if record.is_due:  # the relay's to publish, when there is a slot
-                record.publish_in = 0
-
-    def _checked_priority(self, priority: Any) -> int | None:
-        if priority is None:
-            return self._default_priority
-        if not isinstance(priority, int) or isinstance(priority, bool) or not 0 <= priority <= 9:
-            raise InvalidSubmission(f"priority must be a whole number from 0 (most urgent) to 9, not {priority!r:.80}.")
-        return priority
 
     def submit(self, records: Sequence[TaskRecord]) -> None:
         """Insert built records in the current transaction, all or none, and publish on commit those that are due.
@@ -383,13 +188,14 @@ class RecordingCelery(Celery):
 
     def submit_workflow(self, workflow: Successors) -> None:
         """The same in a transaction of its own, or at its caller's."""
-        if len(workflow.records) == 1 and not workflow.chords and not workflow.steps:
-            self._submit_now(workflow.records[0])
+        if not workflow.records:
             return
         try:
-            with transaction.atomic():
+            with _in_coroutines_named(workflow.records[0]), transaction.atomic():
                 self.submit_gathered(workflow)
         except IntegrityError as error:
+            if not workflow.chords:
+                raise
             ids = ", ".join(chord.group_id for chord in workflow.chords)
             raise DuplicateTask(f"A chord {ids} is unfinished: wait for its end, or send a copy of it.") from error
 
@@ -482,41 +288,17 @@ class RecordingCelery(Celery):
         self.publisher.publish(records)
 
 
-_UNSTORABLE = re.compile("[\x00\ud800-\udfff]")
-
-
-def _given(options: Mapping[str, Any]) -> dict[str, Any]:
-    ours = messages.OF_PUBLISHING
-    return {key: value for key, value in options.items() if value is not None and value != [] and key not in ours}
-
-
-def _own_headers(headers: Mapping[str, Any] | None) -> dict[str, Any]:
-    headers = headers or {}
-    if not isinstance(headers, Mapping):
-        messages.check_headers(headers)  # says what is wrong
-    return {key: value for key, value in headers.items() if key != GEN_HEADER}
-
-
-def _checked_arguments(name, args, kwargs) -> tuple[Sequence, Mapping]:
-    args, kwargs = () if args is None else args, {} if kwargs is None else kwargs
-    if not isinstance(args, list | tuple):
-        raise InvalidSubmission(f"{name}: args must be a list or a tuple, not {type(args).__name__}.")
-    if not isinstance(kwargs, Mapping):
-        raise InvalidSubmission(f"{name}: kwargs must be a mapping, not {type(kwargs).__name__}.")
-    return args, kwargs
-
-
-def _checked_text(what: str, text: Any) -> str | None:
-    storable = text is None or (isinstance(text, str) and 0 < len(text) <= 255 and not _UNSTORABLE.search(text))
-    if not storable:
-        raise InvalidSubmission(f"{what} must be a text of 1 to 255 characters, without NUL, not {text!r:.80}.")
-    return text
-
-
-def is_sent_plainly(task) -> bool:
-    """Whether nothing but Celery's own code runs when a task is sent: no `apply_async` of its class, nor around it."""
-    function = inspect.getattr_static(type(task), "apply_async")
-    return function.__module__ == Task.__module__ and not hasattr(function, "__wrapped__")
+@contextmanager
+def _in_coroutines_named(record: TaskRecord) -> Iterator[None]:
+    """Tell a coroutine how it is to send what it sends within."""
+    try:
+        yield
+    except SynchronousOnlyOperation as error:
+        raise SynchronousOnlyOperation(
+            f"{record.name}: a coroutine cannot wait for the database. Use `await task.adelay(…)`, "
+            "`await task.aapply_async(…)` or `await CeleryClient().asubmit(…)`; for a workflow, "
+            "`await sync_to_async(workflow.apply_async)(…)`."
+        ) from error
 
 
 def may_have_steps(record: TaskRecord) -> bool:
@@ -528,12 +310,6 @@ def may_have_steps(record: TaskRecord) -> bool:
 _WITH_STEPS = {"link", "link_error", "stamped_headers"}
 
 
-def _is_tail(chain: Any, whole: Any) -> bool:
-    """Whether a chain is what is left of a running task's, from which Celery sends its next step."""
-    is_shorter = isinstance(chain, list) and isinstance(whole, list) and len(chain) == len(whole) - 1
-    return is_shorter and all(map(operator.is_, chain, whole))
-
-
 def _known_steps(parent) -> list[Step]:
     """What is to come after a running task by its own message: it is known since that was made."""
     from tasks_app.models import TaskRecord
@@ -542,93 +318,3 @@ def _known_steps(parent) -> list[Step]:
     request = parent.request
     options = {"chain": request.chain, "link": request.callbacks, "link_error": request.errbacks}
     return steps_of(TaskRecord(task_id=request.id, root_id=request.root_id or request.id, options=options))
-
-
-def _set_times(record: TaskRecord, countdown: Any, eta: Any, expires: Any) -> None:
-    """When it may start, and until when: spans are the database's to count, whose clock judges everything."""
-    if countdown:  # before `eta`, as Celery has it
-        record.countdown = record.publish_in = max(_seconds("countdown", countdown), 0)
-    elif isinstance(eta, numbers.Real):
-        record.countdown = record.publish_in = max(_seconds("eta", eta), 0)
-    elif (at := _moment("eta", eta)) is not None:
-        record.eta = at
-        if at > timezone.now() - LONG_PAST:
-            record.publish_at = at
-    if isinstance(expires, numbers.Real):
-        record.expires_in = _seconds("expires", expires)
-    else:
-        record.expires = _moment("expires", expires)
-
-
-def _seconds(what: str, value: Any) -> float:
-    """A span of at most a hundred years."""
-    if not isinstance(value, numbers.Real) or isinstance(value, bool):
-        raise InvalidSubmission(f"{what} must be a number of seconds, not {value!r:.80}.")
-    if not -LONGEST <= float(value) <= LONGEST:
-        raise InvalidSubmission(f"{what}: {value!r:.80} is out of range: {LONGEST:,} seconds at most.")
-    return float(value)
-
-
-def _moment(what: str, value: Any) -> datetime | None:
-    """A point in time, given as one (naive: in the project's zone), or as ISO 8601 text."""
-    if value is None:
-        return None
-    try:
-        moment = parse_datetime(value) if isinstance(value, str) else value
-        if isinstance(moment, datetime):
-            aware = timezone.is_aware(moment)
-            return moment if aware else timezone.make_aware(moment, timezone.get_default_timezone())
-    except (OverflowError, ValueError) as error:
-        raise InvalidSubmission(f"{what}: {value!r:.80} is out of range: {error}.") from error
-    raise InvalidSubmission(f"{what} must be a time or a number of seconds, not {value!r:.80}.")
-
-
-def _whole(canvas_class: type) -> None:
-    """Let a workflow be recorded as a whole, or not at all, in as few statements as one task.
-
-    The tasks of a group or a chord that no task sends have its id as their root, so that they can be told to belong
-    together; Celery would give each its own.
-    """
-    apply_async = canvas_class.apply_async  # type: ignore[attr-defined]
-
-    @wraps(apply_async)
-    def whole(self, *args, **kwargs):
-        app = self.app
-        if not isinstance(app, RecordingCelery) or app.conf.task_always_eager:
-            return apply_async(self, *args, **kwargs)
-        if kwargs.get("idempotency_key") is not None:
-            raise InvalidSubmission("idempotency_key is for one task: give it to the first of the workflow.")
-        if canvas_class is not canvas._chain and app.current_worker_task is None:
-            kwargs.setdefault("root_id", uuid())
-        if _gathering.get() is not None:
-            return apply_async(self, *args, **kwargs)
-        with gathered() as workflow:
-            result = apply_async(self, *args, **kwargs)
-        app.submit_workflow(workflow)
-        return result
-
-    canvas_class.apply_async = whole  # type: ignore[attr-defined]
-
-
-def _in_order(freeze_unroll: Callable) -> Callable:
-    """Let a group have the tasks of nested groups in their order; Celery turns each nested one round."""
-
-    def laid_out(tasks: Iterable, app) -> Iterator[canvas.Signature]:
-        for task in tasks:
-            signature = canvas.maybe_signature(task, app=app)
-            if isinstance(signature, canvas.group):
-                yield from laid_out(signature.tasks, app)
-            else:
-                yield signature
-
-    @wraps(freeze_unroll)
-    def unroll(self, *args):
-        self.tasks = list(laid_out(self.tasks, self._app))
-        yield from freeze_unroll(self, *args)
-
-    return unroll
-
-
-canvas.group._freeze_unroll = _in_order(canvas.group._freeze_unroll)
-for canvas_class in (canvas._chain, canvas.group, canvas._chord):
-    _whole(canvas_class)

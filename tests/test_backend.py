@@ -8,8 +8,8 @@ from django.db import OperationalError
 from django_celery_results.models import TaskResult
 
 from tasks_app import states
+from tasks_app.gathering import begin_ending, gathering
 from tasks_app.models import TaskRecord
-from tasks_app.outbox import begin_ending, gathering
 from tasks_app.steps import insert_steps, steps_of
 
 pytestmark = pytest.mark.django_db

@@ -13,8 +13,8 @@ from kombu.exceptions import EncodeError, OperationalError
 from tasks_app import states
 from tasks_app.client import CeleryClient
 from tasks_app.exceptions import DuplicateTask, InvalidSubmission, UnknownTask
+from tasks_app.gathering import begin_ending, take_successors
 from tasks_app.models import TaskRecord
-from tasks_app.outbox import begin_ending, take_successors
 from tests.sample.tasks import echo, noop
 
 pytestmark = pytest.mark.django_db

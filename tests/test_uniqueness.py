@@ -115,7 +115,7 @@ def test_many_are_submitted_together_or_not_at_all():
 def test_a_step_of_a_workflow_that_is_not_unique_is_recorded_as_revoked():
     first = once_while_waiting.delay("a")
     record = app.build_record("sample.once_while_waiting", ["a"], task_type=once_while_waiting)
-    from tasks_app.outbox import Successors
+    from tasks_app.gathering import Successors
 
     successors = Successors()
     successors.records.append(record)

@@ -145,7 +145,7 @@ def publish_at_once() -> None:
 def successors_apart() -> None:
     """After the end of the task that they succeed, in transactions of their own; a wide gap in between."""
     from tasks_app.backend import RecordBackend
-    from tasks_app.outbox import Successors, take_successors
+    from tasks_app.gathering import Successors, take_successors
 
     mark_as_done = RecordBackend.mark_as_done
 

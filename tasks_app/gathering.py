@@ -1,0 +1,59 @@
+"""What is sent while a run ends, or while a workflow is put together: gathered, to be written as a whole.
+
+A project's Celery app is made before Django's apps are loaded, so no model is imported here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from django_celery_results.models import ChordCounter
+
+    from tasks_app.models import TaskRecord
+    from tasks_app.steps import Step
+
+
+class Successors:
+    """What was sent, and is not written yet: by the end of a run, or as one workflow."""
+
+    def __init__(self, parent=None):
+        #: The task whose end this is, for the ids of what follows; None for a workflow.
+        self.parent = parent
+        self.records: list[TaskRecord] = []
+        self.chords: list[ChordCounter] = []
+        self.steps: list[Step] = []
+
+
+#: Where what is sent goes while a run ends, or a workflow is put together; None: to be submitted at once.
+_gathering: ContextVar[Successors | None] = ContextVar("gathering", default=None)
+
+
+def begin_ending(parent) -> None:
+    """From here on, until `take_successors`, gather what is sent: the body has ended, its outcome is not stored yet."""
+    _gathering.set(Successors(parent))
+
+
+def take_successors() -> Successors | None:
+    successors = _gathering.get()
+    if successors is not None:
+        _gathering.set(None)
+    return successors
+
+
+def gathering() -> Successors | None:
+    return _gathering.get()
+
+
+@contextmanager
+def gathered() -> Iterator[Successors]:
+    """Gather what is sent within the block."""
+    successors = Successors()
+    token = _gathering.set(successors)
+    try:
+        yield successors
+    finally:
+        _gathering.reset(token)
