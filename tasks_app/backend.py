@@ -7,41 +7,34 @@ whoever ends a run whose worker is gone, come through the same statement.
 """
 
 import logging
-import sys
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, nullcontext, suppress
-from functools import cached_property, partial, reduce
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from functools import cached_property, partial
 from typing import Any
 
 from billiard.exceptions import WorkerLostError
-from celery import group
 from celery import states as celery_states
 from celery.app.task import Context
 from celery.exceptions import NotRegistered, Reject, TaskRevokedError
-from celery.utils.saferepr import saferepr
-from celery.utils.serialization import create_exception_cls
 from django.conf import settings
-from django.db import DataError, InterfaceError, OperationalError, connection, transaction
+from django.db import DataError, connection, transaction
 from django_celery_results.models import TaskResult
-from kombu.exceptions import EncodeError
-from kombu.utils.functional import maybe_list
 
 from tasks_app import states
-from tasks_app.chords import ChordBackend
+from tasks_app.consequences import ConsequenceBackend, call_each, contained
 from tasks_app.execution import aside, foreign_record, gen_of, patiently, request_of
-from tasks_app.gathering import Successors, gathered, take_successors
+from tasks_app.gathering import Successors, take_successors
 from tasks_app.messages import may_adopt
-from tasks_app.models import FORGOTTEN, TaskRecord, dump_json, printable
+from tasks_app.models import FORGOTTEN, TaskRecord
 from tasks_app.moves import INSERT_IF
 from tasks_app.notify import DUE_CHANNEL, notify
 from tasks_app.outbox import may_have_steps
+from tasks_app.outcomes import OutcomeBackend, cut, words_of
 from tasks_app.statements import brief_transaction, execute
 from tasks_app.waiting import IGNORED, WaitingBackend
 
 logger = logging.getLogger(__name__)
 
-#: Characters of a result, as JSON, of an exception's message and of a traceback that are kept.
-RESULT_MAX: int = getattr(settings, "TASK_RESULT_MAX_BYTES", 1_048_576)
 #: Seconds for which a task that no worker knows is tried again: a deploy may bring one that does.
 UNREGISTERED_GRACE: float = getattr(settings, "TASK_UNREGISTERED_GRACE", 600)
 
@@ -87,7 +80,7 @@ class _Cancelled(Exception):
     """The run that failed, or was to be retried, had been asked to stop."""
 
 
-class RecordBackend(WaitingBackend, ChordBackend):
+class RecordBackend(WaitingBackend, OutcomeBackend, ConsequenceBackend):
     """Keeps results where django-celery-results does, and the console's record in step with them.
 
     An outcome is stored in three steps. What calls a project's code (encoders, signal handlers) is prepared; one
@@ -99,15 +92,12 @@ class RecordBackend(WaitingBackend, ChordBackend):
     def _is_extended(self) -> bool:
         return bool(self.app.conf.result_extended)
 
-    #: The task whose outcome is being stored; and that outcome, as Celery encodes it, and as it is kept.
-    _closing: str | None = None
+    #: The outcome that is being stored, as Celery encodes it, and as it is kept.
     _outcome: tuple[Any, Any, tuple] | None = None
     #: The step that follows, where it is written by the statement that closes the run.
     _next: TaskRecord | None = None
     #: Whether the run that was closed last had been asked to stop.
     _was_stopped = False
-    #: What the body raised that ran last.
-    _raised: Exception | None = None
 
     def _conclude(self, task_id, request, outcome: Callable[[], object], alone: bool) -> bool:
         """Store a run's outcome and what follows from it, in one transaction; False where it comes late: none of it.
@@ -139,7 +129,7 @@ class RecordBackend(WaitingBackend, ChordBackend):
             outcome()
 
     def _end_contained(self, member) -> None:
-        with _contained(member.id):
+        with contained(member.id):
             self.end_chord(member)
 
     @contextmanager
@@ -149,18 +139,10 @@ class RecordBackend(WaitingBackend, ChordBackend):
         raised = getattr(request, "raised", None) if state in states.EXCEPTION_STATES else None
         try:
             encoded = raised or self.encode_result(result, state)
-            self._outcome = result, encoded, self._kept(encoded, _words_of(encoded, state))
+            self._outcome = result, encoded, self.as_kept(encoded, words_of(encoded, state))
             yield
         finally:
             self._outcome = outer
-
-    def describe(self, error: Exception) -> dict[str, Any]:
-        """An exception as it was raised; Celery hands on what can be pickled of it, which may be another class."""
-        self._raised = error
-        described = self.prepare_exception(error, "json")
-        with suppress(Exception):
-            described["exc_text"] = str(error)
-        return described
 
     def _get_meta_from_request(self, request=None):
         """With a mark where plain Celery would store nothing: results here are for the pages then."""
@@ -175,21 +157,6 @@ class RecordBackend(WaitingBackend, ChordBackend):
         if (raised := self._raised) is not None:
             raised.__traceback__ = self._raised = None
         super().process_cleanup()
-
-    def exception_to_python(self, exc):
-        """As far as it can be rebuilt: where its class does not take its arguments, without its `__init__`."""
-        if isinstance(exc, dict) and "<locals>" in exc.get("exc_type", ""):  # a class that is nowhere to be found
-            exc = exc | {"exc_type": exc["exc_type"].rpartition(".")[2], "exc_module": None}
-        rebuilt = super().exception_to_python(exc)
-        if not isinstance(exc, dict) or type(rebuilt) is not Exception or exc["exc_type"] == "Exception":
-            return rebuilt
-        message = exc.get("exc_message") or ()
-        args = message if isinstance(message, list | tuple) else (message,)
-        try:
-            cls: Any = reduce(getattr, exc["exc_type"].split("."), sys.modules[exc["exc_module"]])
-            return cls.__new__(cls, *args)
-        except Exception:
-            return create_exception_cls(exc["exc_type"].rpartition(".")[2], exc.get("exc_module") or __name__)(*args)
 
     def encode_result(self, result, state):
         if self._outcome and result is self._outcome[0]:
@@ -279,14 +246,14 @@ class RecordBackend(WaitingBackend, ChordBackend):
         with self._prepared(exc, state, request):
             stored = self._conclude(task_id, request, outcome, alone=not follows)
         if stored and here:
-            aside(partial(_call_errbacks, here, request, exc, traceback))
+            aside(partial(call_each, here, request, exc, traceback))
 
     def mark_as_retry(self, task_id, exc, traceback=None, request=None, store_result=True, state=celery_states.RETRY):
         """Record the run and what it raised, and let the task wait for its next one, as `Task.retry` has asked."""
         next_run = getattr(request, "next_run", None)
         if next_run is None:  # by Celery itself, whose worker lets go of what it runs
             return self.mark_as_released(task_id, gen_of(request), str(exc))
-        words = _words_of(getattr(request, "raised", None) or self.encode_result(exc, state), state)
+        words = words_of(getattr(request, "raised", None) or self.encode_result(exc, state), state)
 
         def outcome():
             run = TaskRecord.objects.run_of(task_id, gen_of(request))
@@ -295,9 +262,9 @@ class RecordBackend(WaitingBackend, ChordBackend):
                 raise _Fenced
             if run.cancel_at:
                 raise _Cancelled
-            run.keep_attempt(*words, _cut(traceback or ""))
+            run.keep_attempt(*words, cut(traceback or ""))
             moved = run.wait_again(next_run)
-            super(RecordBackend, self).mark_as_retry(task_id, exc, _cut(traceback or ""), request)
+            super(RecordBackend, self).mark_as_retry(task_id, exc, cut(traceback or ""), request)
             self.app.publish_or_wake(moved, next_run)
 
         with self._prepared(exc, state, request):
@@ -356,78 +323,16 @@ class RecordBackend(WaitingBackend, ChordBackend):
         elif state in states.READY_STATES:
             self._follow(part, celery_states.FAILURE, exc)  # a chain that is left by Ignore just ends
 
-    def follow_revoked(self, task_ids: Iterable[str]) -> None:
-        """Let what waits for tasks that were revoked, or expired, while they waited end too."""
-        for record in TaskRecord.objects.filter(task_id__in=task_ids):
-            self._follow(request_of(record), record.state, TaskRevokedError(record.exc_message))
-
-    def follow_end_of(self, record: TaskRecord, error: Exception) -> None:
-        """The same for a step that is not in the table as what it is, which failed, or was revoked, for that."""
-        request = request_of(record)
-        if isinstance(error, TaskRevokedError):
-            self._follow(request, celery_states.REVOKED, error)
-            return
-        self._follow(request, celery_states.FAILURE, error)
-        if request.errbacks:
-            transaction.on_commit(partial(aside, partial(self._call_task_errbacks, request, error, None)))
-
     def fail_unpublishable(self, record: TaskRecord, error: Exception) -> None:
         """End a task of which no message can be made."""
         self.fail_waiting(record, error, f"No message can be made of it: {error}")
 
     def fail_waiting(self, record: TaskRecord, error: Exception, reason: str = "") -> None:
         """End a task that no worker can take, and what waits for it."""
-        exc_type, reason = type(error).__name__, _cut(reason or str(error))
+        exc_type, reason = type(error).__name__, cut(reason or str(error))
         with transaction.atomic():
             if TaskRecord.objects.mark_unpublishable(record, reason, exc_type):
                 self.follow_end_of(record, error)
-
-    def _follow(self, request, state: str, exc: Exception, traceback=None) -> None:
-        """What a task that did not succeed means for those that wait for it."""
-        if request is None or not (request.chord or getattr(request, "chain", None)):
-            return
-        outer = self._closing, self._root
-        self._closing, self._root = self._closing or request.id, getattr(request, "root_id", None) or self._root
-        with _contained(request.id):
-            if request.chord:
-                self.on_chord_part_return(request, state, exc)
-            self._fail_chain(getattr(request, "chain", None), exc, traceback, state=state)
-        self._closing, self._root = outer
-
-    def _errbacks_of(self, request) -> tuple[list, Successors]:
-        """A task's errbacks: those to be called here, with the exception, and the records of those to be sent."""
-        here: list = []
-        with gathered() as sent, _contained(getattr(request, "id", "")):
-            errbacks = [self.app.signature(each) for each in maybe_list(getattr(request, "errbacks", None)) or ()]
-            here = [errback for errback in errbacks if self._is_called_here(errback)]
-            if to_send := [errback for errback in errbacks if errback not in here]:
-                root_id = request.root_id or request.id
-                group(to_send, app=self.app).apply_async((request.id,), parent_id=request.id, root_id=root_id)
-        for record in sent.records:
-            record.is_successor = True
-        return here, sent
-
-    def _is_called_here(self, errback) -> bool:
-        """As Celery tells them apart: one that takes more than a task's id is called with its exception."""
-        try:
-            header = errback.type.__header__
-        except (NotRegistered, AttributeError):  # another worker's, perhaps
-            return False
-        return not isinstance(header, partial) and self._errback_arity_greater(errback, 1)
-
-    def _call_task_errbacks(self, request, exc, traceback):
-        """Those of a chord's body, which Celery lets fail itself."""
-        if self.app.conf.task_always_eager or (request.delivery_info or {}).get("is_eager"):
-            return super()._call_task_errbacks(request, exc, traceback)
-        # A chord links its own to the bodies of chords within its header too, which have called them by then.
-        errbacks = {
-            dump_json([each.get(part) for part in ("task", "args", "kwargs")]): each for each in request.errbacks
-        }
-        request.errbacks = [each for words, each in errbacks.items() if words not in self._called]
-        self._calling |= errbacks.keys()
-        here, sent = self._errbacks_of(request)
-        self.app.submit_workflow(sent)
-        _call_errbacks(here, request, exc, traceback)
 
     def _wait_for_another_worker(self, task_id: str, exc: NotRegistered) -> bool:
         moved = TaskRecord.objects.mark_unregistered(task_id, f"not registered in a worker: {exc}", UNREGISTERED_GRACE)
@@ -444,35 +349,19 @@ class RecordBackend(WaitingBackend, ChordBackend):
                     return super()._store_result(task_id, result, status, traceback, request, using)
             _log_fenced(task_id, status)
             return None
-        exception = _words_of(result, status)
-        (content_type, content_encoding, encoded), note = self._kept(result, exception)
+        exception = words_of(result, status)
+        is_prepared = self._outcome and result is self._outcome[1]
+        (content_type, content_encoding, encoded), note = (
+            self._outcome[2] if self._outcome and is_prepared else self.as_kept(result, exception)
+        )
         meta = {**self._get_meta_from_request(request), "children": self.current_task_children(request)}
         extended = self._get_extended_properties(request, traceback) if self._is_extended else {}
-        traceback = _cut(traceback) if traceback else None
+        traceback = cut(traceback) if traceback else None
         self._close(task_id, status, request, encoded, note, exception, [
             task_id, status, content_type, content_encoding, encoded, traceback, self.encode_content(meta)[2],
             extended.get("task_args"), extended.get("task_kwargs"), extended.get("periodic_task_name"),
         ])  # fmt: skip
         return encoded
-
-    def _kept(self, result, exception: tuple[str, str]) -> tuple[tuple[str, str, str], str]:
-        """A result as it is stored, and what had to be done to it for that."""
-        if self._outcome and result is self._outcome[1]:
-            return self._outcome[2]
-        note = ""
-        try:
-            kept = self.encode_content(result)
-        except (EncodeError, TypeError, ValueError, RecursionError) as error:
-            note = f"Not JSON, kept as its repr: {error}"[:200]
-            kept = self.encode_content(_repr(result))
-        if (length := len(kept[2])) <= RESULT_MAX:
-            return kept, note
-        note = f"Cut: {length:,} characters as JSON, {RESULT_MAX:,} are kept"
-        if exception[0]:
-            return self.encode_content(
-                {"exc_type": exception[0], "exc_message": [exception[1]], "exc_module": result.get("exc_module")}
-            ), note
-        return self.encode_content(f"{kept[2][:RESULT_MAX]} … ({note})"), note
 
     def _close(self, task_id, state, request, encoded="", note="", exception=("", ""), result_row=()):
         """Close the record and store the result row, if any, in one statement. A task without a record gets one."""
@@ -537,56 +426,6 @@ def _repeat(task_id: str, gen: int, move: Callable[[TaskRecord], bool]) -> bool:
             return True
 
     return patiently(moved, task_id)
-
-
-def _call_errbacks(errbacks: Iterable, request, exc: Exception, traceback) -> None:
-    for errback in errbacks:
-        try:
-            errback(request, exc, traceback)
-        except Exception:
-            logger.exception("Errback %s of task %s failed", errback.task, request.id)
-
-
-def _words_of(result, state: str) -> tuple[str, str]:
-    return _exception_words(result) if state in (*states.EXCEPTION_STATES, states.RETRY) else ("", "")
-
-
-def _exception_words(result) -> tuple[str, str]:
-    """Type and message of an exception as Celery's backends prepare it for JSON."""
-    if not isinstance(result, dict) or not {"exc_type", "exc_message"} <= result.keys():
-        return "", _cut(str(result or ""))  # `update_state(state="FAILURE", meta=…)`
-    message = result.get("exc_text")
-    if message is None:
-        message = result["exc_message"]
-        message = ", ".join(map(str, message)) if isinstance(message, list | tuple) else str(message)
-    return result["exc_type"].rpartition("<locals>.")[2], _cut(message)
-
-
-def _cut(text: str) -> str:
-    """`text` as Postgres can hold it, without its middle where it is too long."""
-    text = printable(text)
-    if len(text) <= RESULT_MAX:
-        return text
-    return f"{text[: RESULT_MAX // 2]}\n… ({len(text):,} characters) …\n{text[-RESULT_MAX // 2 :]}"
-
-
-def _repr(value) -> str:
-    try:
-        return saferepr(value, maxlen=10_000)
-    except Exception as error:
-        return f"<{type(value).__name__} whose repr raised {type(error).__name__}>"
-
-
-@contextmanager
-def _contained(task_id: str) -> Iterator[None]:
-    """A task's own end does not depend on what follows: what cannot be done, for a broken signature say, is logged."""
-    try:
-        with transaction.atomic() if connection.in_atomic_block else nullcontext():
-            yield
-    except (OperationalError, InterfaceError):
-        raise
-    except Exception:
-        logger.exception("What follows from the end of task %s could not be done", task_id)
 
 
 def _log_fenced(task_id, state) -> None:
