@@ -76,7 +76,7 @@ def lanes(give_up_at: float) -> Iterator[tuple[list[Lane], list[Lane]]]:
         def console(number: int) -> Lane:
             server = Postgres(directory / f"postgres-{number}", settings={"fsync": "off"})
             environment = CONSOLE | {"DATABASE_URL": stack.enter_context(server).url}
-            migrate = [sys.executable, "manage.py", "migrate", "--verbosity=0"]
+            migrate = [sys.executable, "manage.py", "migrate", "--skip-checks", "--verbosity=0"]
             subprocess.run(migrate, cwd=suite.ROOT, env=os.environ | environment, check=True)
             return Lane(broker(f"console-{number}"), give_up_at, ["tests.conformance.console"], **environment)
 
