@@ -12,6 +12,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from datetime import timedelta
 from typing import Any, TypeVar
 
@@ -88,7 +89,7 @@ def _go_by_record(run: Run, request, args: list, kwargs: dict) -> None:
         args[:] = loads(run.args)
         kwargs.clear()
         kwargs.update(loads(run.kwargs))
-    options = json.loads(run.options)
+    options = loads(run.options)
     request.update(
         root_id=run.root_id,
         parent_id=run.parent_id,
@@ -199,6 +200,8 @@ def _message_of(request) -> dict[str, Any]:
 def request_of(record: TaskRecord) -> Context:
     """A run's request as far as its record tells, for who has to end it without its worker."""
     options = record.options if isinstance(record.options, dict) else {}  # anything, where it was written by SQL
+    with suppress(ValueError):  # of a type that this process does not know
+        options = loads(dump_json(options))  # as a message has it: bytes and times are what they are
     return Context(
         id=record.task_id,
         task=record.name,

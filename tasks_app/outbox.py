@@ -164,7 +164,7 @@ class RecordingCelery(BuildingCelery):
         ours = parent.request.id if parent else None  # whose last step takes its id over
         known = {step.task_id for step in _known_steps(parent)} if parent else set()
         found = [*steps, *(step for record in records for step in steps_of(record))]
-        found = [step for step in found if step.task_id not in known]
+        found = list({step.task_id: step for step in reversed(found) if step.task_id not in known}.values())
         if found and (twice := insert_steps(found) - {ours}):
             raise DuplicateTask(
                 f"A task {min(twice)} is unfinished, and cannot be a step to come: a signature was sent twice under "

@@ -31,7 +31,8 @@ class OutcomeBackend(DatabaseBackend):
         return described
 
     def exception_to_python(self, exc):
-        """As far as it can be rebuilt: where its class does not take its arguments, without its `__init__`."""
+        """As far as it can be rebuilt: where its class does not take its arguments, without its `__init__`; its text
+        names the class then, as with Celery."""
         if isinstance(exc, dict) and "<locals>" in exc.get("exc_type", ""):  # a class that is nowhere to be found
             exc = exc | {"exc_type": exc["exc_type"].rpartition(".")[2], "exc_module": None}
         rebuilt = super().exception_to_python(exc)
@@ -41,7 +42,9 @@ class OutcomeBackend(DatabaseBackend):
         args = message if isinstance(message, list | tuple) else (message,)
         try:
             cls: Any = reduce(getattr, exc["exc_type"].split("."), sys.modules[exc["exc_module"]])
-            return cls.__new__(cls, *args)
+            words = f"{cls.__name__}: {', '.join(map(str, args))}"
+            told = type(cls.__name__, (cls,), {"__module__": cls.__module__, "__str__": lambda self: words})
+            return told.__new__(told, *args)
         except Exception:
             return create_exception_cls(exc["exc_type"].rpartition(".")[2], exc.get("exc_module") or __name__)(*args)
 

@@ -4,6 +4,7 @@ The numbers are those of the second list of behaviours (cases 38 to 70 and 84 to
 """
 
 import time
+from datetime import date
 from uuid import uuid4
 
 import pytest
@@ -438,6 +439,21 @@ def test_an_exception_keeps_its_class_and_its_words(kind, exc_type, words):
     assert record.exc_message.startswith(words)
     raised = result.get(timeout=5, propagate=False)
     assert type(raised).__name__ == exc_type
+    assert words in str(raised) or kind == "group"
+
+
+def test_an_exception_that_cannot_be_rebuilt_is_caught_by_its_class():
+    with pytest.raises(unchanged.TwoArguments, match="TwoArguments: one and two"):
+        unchanged.raises.delay("two arguments").get(timeout=20)
+
+
+@pytest.mark.parametrize("in_chord", [False, True])
+def test_an_errback_has_its_arguments_as_they_were_given(lines, in_chord):
+    name = tag()
+    errback = unchanged.ledger_errback.si(name.encode(), date(2026, 11, 30))
+    failing = chord([fail.si("x")], echo.s()) if in_chord else fail.si("x")
+    failing.apply_async(link_error=errback)
+    assert eventually(lambda: lines(f"{name} 2026-11-30"), 20) == 1
 
 
 def test_an_exit_says_so():

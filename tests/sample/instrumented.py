@@ -12,10 +12,14 @@ from django.db import transaction
 
 from tasks_app.client import CeleryClient
 
+#: Of the instrumented worker alone.
+QUEUE = "traced"
 LIBRARY = os.environ.get("SAMPLE_INSTRUMENTED", "")
 
 
 def instrument() -> None:
+    if LIBRARY:
+        current_app.conf.task_default_queue = QUEUE
     if LIBRARY == "sentry":
         import sentry_sdk
         from sentry_sdk.integrations.celery import CeleryIntegration

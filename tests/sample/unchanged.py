@@ -131,6 +131,12 @@ def locking_errback(request, exc, traceback):
     ledger_line(f"locked {request.id}")
 
 
+@shared_task(name="unchanged.ledger_errback")
+def ledger_errback(name, day):
+    """Takes two arguments, so Celery calls it in the run that failed, with its own ones."""
+    ledger_line(f"{name.decode()} {day:%Y-%m-%d}")
+
+
 @shared_task(name="unchanged.old_errback")
 def old_errback(task_id):
     ledger_line(f"old errback {task_id}")
