@@ -146,7 +146,7 @@ class ChordBackend(DatabaseBackend):
             raise ChordError(f"Dependency {cut[0]} has a result that was too long to be kept (TASK_RESULT_MAX_BYTES).")
         ended = dict(TaskRecord.objects.filter(task_id__in=ids).values_list("task_id", "state"))
         for task_id in ids:
-            if ended.get(task_id) in states.PROPAGATE_STATES:
+            if ended.get(task_id, states.SUCCESS) not in (states.SUCCESS, *states.UNREADY_STATES):
                 raise ChordError(f"Dependency {task_id} raised {ended[task_id]}")
 
         def value_of(result: ResultBase):
