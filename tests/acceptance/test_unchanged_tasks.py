@@ -33,18 +33,6 @@ def tag() -> str:
     return uuid4().hex
 
 
-@pytest.fixture
-def lines(committed):
-    """The ledger's lines of a tag."""
-
-    def of(name: str) -> int:
-        with connection.cursor() as cursor:
-            cursor.execute("SELECT count(*) FROM ledger WHERE tag = %s", [name])
-            return cursor.fetchone()[0]
-
-    return of
-
-
 # 38, 39, 46: revoked by each entry
 
 
@@ -81,7 +69,7 @@ def test_to_revoke_nothing_is_no_error(nothing):
     assert app.control.revoke(nothing) is None
 
 
-def test_a_chains_and_a_chords_results_revoke_what_is_to_come(lines):
+def test_a_chains_and_a_chords_results_revoke_what_is_to_come(executions):
     name = tag()
     chained = chain(sleep.si(1), count.si(name)).apply_async()
     chorded = chord([sleep.si(1), sleep.si(1)], count.si(name)).apply_async()
@@ -90,7 +78,7 @@ def test_a_chains_and_a_chords_results_revoke_what_is_to_come(lines):
         result.revoke()
         assert client.get_status(result.id) == "REVOKED"
     eventually(lambda: not TaskRecord.objects.unfinished().filter(name="sample.sleep").exists())
-    assert lines(name) == 0
+    assert executions(name) == 0
     assert isinstance(app.AsyncResult(chorded.id).result, TaskRevokedError)
 
 
@@ -114,18 +102,18 @@ def test_a_run_knows_its_eta_and_when_it_expires():
 # 41, 42: rejected
 
 
-def test_a_rejected_run_has_failed(lines):
+def test_a_rejected_run_has_failed(executions):
     result = app.send_task("sample.rejected", link_error=unchanged.count_errback.s())
     with pytest.raises(Reject):
         result.get(timeout=20)
     assert (result.state, result.ready()) == ("FAILURE", True)
-    assert eventually(lambda: lines(f"errback {result.id} False")) == 1
+    assert eventually(lambda: executions(f"errback {result.id} False")) == 1
 
 
-def test_a_requeued_run_says_that_it_was_delivered_before(lines):
+def test_a_requeued_run_says_that_it_was_delivered_before(executions):
     name = tag()
     assert client.get_result(unchanged.rejects_first.delay(name).id, 20) == "second"
-    assert lines(name) == 2
+    assert executions(name) == 2
 
 
 def test_a_repeated_lost_run_says_that_it_was_delivered_before():
@@ -136,7 +124,7 @@ def test_a_repeated_lost_run_says_that_it_was_delivered_before():
 # 44, 45: stamps, purge
 
 
-def test_stamped_tasks_that_wait_are_revoked_whenever_their_worker_starts(lines):
+def test_stamped_tasks_that_wait_are_revoked_whenever_their_worker_starts(executions):
     name = tag()
     signature = count.s(name)
     signature.stamp(order=name)
@@ -146,10 +134,10 @@ def test_stamped_tasks_that_wait_are_revoked_whenever_their_worker_starts(lines)
     assert record_of(result).state == "REVOKED"
     with worker_of("stamped", "-c", "1"):
         assert finished(other, 30).state == "SUCCESS"
-    assert lines(name) == 0
+    assert executions(name) == 0
 
 
-def test_what_is_purged_is_revoked(lines):
+def test_what_is_purged_is_revoked(executions):
     name = tag()
     waiting = [count.apply_async([name], queue="purged") for _ in range(3)]
     later = count.apply_async([f"{name} later"], queue="purged", countdown=1000)
@@ -163,14 +151,14 @@ def test_what_is_purged_is_revoked(lines):
     assert record_of(later).state == "PENDING"
     with worker_of("purged", "-c", "1"):
         assert finished(echo.apply_async(["last"], queue="purged"), 30).state == "SUCCESS"
-    assert lines(name) == 0
+    assert executions(name) == 0
     later.revoke()
 
 
 # 47, 48
 
 
-def test_what_is_sent_twice_under_one_id_runs_twice(lines):
+def test_what_is_sent_twice_under_one_id_runs_twice(executions):
     name = tag()
     sent = unchanged.counts.si(name)
     sent.freeze()
@@ -192,14 +180,14 @@ def test_what_is_sent_under_the_id_of_an_unfinished_task_is_refused():
     first.revoke()
 
 
-def test_a_step_whose_id_was_taken_meanwhile_fails_what_follows(lines):
+def test_a_step_whose_id_was_taken_meanwhile_fails_what_follows(executions):
     step = echo.si("step")
     step_id = step.freeze().id
     step.link_error(unchanged.count_errback.s())
     result = chain(sleep.si(1), step, echo.si("last")).apply_async()
     taken = echo.apply_async(["another"], task_id=step_id, queue="nobody")
     assert finished(result, 20).exc_type == "DuplicateTask"
-    assert eventually(lambda: lines(f"errback {step_id} False")) == 1
+    assert eventually(lambda: executions(f"errback {step_id} False")) == 1
     taken.revoke()
 
 
@@ -215,27 +203,27 @@ def test_a_forgotten_result_is_pending_as_with_celery():
 
 
 @pytest.mark.parametrize("task", [unchanged.plain, unchanged.overriding, unchanged.calls_super])
-def test_each_base_is_claimed(task, lines):
+def test_each_base_is_claimed(task, executions):
     name = tag()
     result = task.delay(name)
     record = finished(result, 20)
-    assert (record.state, record.attempt, lines(name)) == ("SUCCESS", 1, 1)
+    assert (record.state, record.attempt, executions(name)) == ("SUCCESS", 1, 1)
 
 
-def test_the_classes_own_hooks_come_after_the_claim(lines):
+def test_the_classes_own_hooks_come_after_the_claim(executions):
     result = unchanged.overriding.delay(tag())
     assert client.get_result(result.id, 20) == ["library", 1]
-    assert (lines(f"before {result.id}"), lines(f"call {result.id}")) == (1, 1)
+    assert (executions(f"before {result.id}"), executions(f"call {result.id}")) == (1, 1)
 
 
-def test_a_task_from_a_class_is_claimed(lines):
+def test_a_task_from_a_class_is_claimed(executions):
     name = tag()
     result = app.send_task("unchanged.classy", [name])
     assert client.get_result(result.id, 20) == result.id
-    assert (record_of(result).attempt, lines(name)) == (1, 1)
+    assert (record_of(result).attempt, executions(name)) == (1, 1)
 
 
-def test_a_plain_tasks_message_runs_once_and_a_revoked_one_never(lines):
+def test_a_plain_tasks_message_runs_once_and_a_revoked_one_never(executions):
     name = tag()
     revoked = unchanged.plain.apply_async([f"{name} revoked"], queue="plain")
     result = unchanged.plain.apply_async([name], queue="plain")
@@ -246,29 +234,29 @@ def test_a_plain_tasks_message_runs_once_and_a_revoked_one_never(lines):
         assert finished(result, 30).state == "SUCCESS"
         last = unchanged.plain.apply_async(["last"], queue="plain")
         assert finished(last, 30).state == "SUCCESS"
-    assert (lines(name), lines(f"{name} revoked")) == (1, 0)
+    assert (executions(name), executions(f"{name} revoked")) == (1, 0)
 
 
-def test_a_plain_task_is_retried_and_replaced(lines):
+def test_a_plain_task_is_retried_and_replaced(executions):
     name = tag()
     retried = unchanged.plain.delay(name, failures=2)
     assert client.get_result(retried.id, 20) == retried.id
-    assert (lines(name), record_of(retried).attempts.count()) == (3, 2)
+    assert (executions(name), record_of(retried).attempts.count()) == (3, 2)
     replaced = unchanged.plain_replaced.delay(name)
     assert client.get_result(replaced.id, 20) == replaced.id
 
 
-def test_a_retry_that_is_asked_for_and_not_raised_is_made(lines):
+def test_a_retry_that_is_asked_for_and_not_raised_is_made(executions):
     name = tag()
     assert client.get_result(unchanged.retries_without_raising.delay(name).id, 20) == "done"
-    assert lines(name) == 2
+    assert executions(name) == 2
 
 
 # 56: forged
 
 
 @pytest.mark.parametrize("forged", ["other task", "other arguments", "other keywords"])
-def test_what_runs_is_what_the_record_says(forged, lines):
+def test_what_runs_is_what_the_record_says(forged, executions):
     name = tag()
     result = count.apply_async(kwargs={"tag": name}, queue="forged")
     eventually(lambda: record_of(result).published_at)
@@ -293,7 +281,7 @@ def test_what_runs_is_what_the_record_says(forged, lines):
         assert finished(result, 30).state == "SUCCESS"
         last = echo.apply_async(["last"], queue="forged")
         assert finished(last, 30).state == "SUCCESS"
-    assert (lines(name), lines(f"{name} forged")) == (1, 0)
+    assert (executions(name), executions(f"{name} forged")) == (1, 0)
 
 
 # 57: references
@@ -318,27 +306,27 @@ def test_no_text_is_taken_for_a_reference():
 
 
 @pytest.mark.parametrize("after", ["body", "chain"])
-def test_a_revoked_chord_whose_members_run_never_comes_to_its_body(after, lines):
+def test_a_revoked_chord_whose_members_run_never_comes_to_its_body(after, executions):
     name = tag()
     header = [unchanged.waits_for.si(f"{name} member", 10) for _ in range(2)]
     body = count.si(name) if after == "body" else chain(count.si(name), count.si(name))
     result = (group(header) | body).apply_async() if after == "chain" else chord(header, body).apply_async()
-    eventually(lambda: lines(f"{name} member") == 2, 20)
+    eventually(lambda: executions(f"{name} member") == 2, 20)
     client.revoke_workflow(result.id)
     ended = finished(result, 20)
     eventually(lambda: not TaskRecord.objects.in_workflow(ended.root_id).unfinished().exists(), 20)
-    assert (record_of(result).state, lines(name)) == ("REVOKED", 0)
+    assert (record_of(result).state, executions(name)) == ("REVOKED", 0)
 
 
-def test_a_step_does_not_follow_from_a_run_that_was_asked_to_stop_and_succeeds(lines):
+def test_a_step_does_not_follow_from_a_run_that_was_asked_to_stop_and_succeeds(executions):
     name = tag()
     result = chain(unchanged.waits_for.si(f"{name} first", 10), count.si(name), count.si(name)).apply_async()
     first = result.parent.parent
-    eventually(lambda: lines(f"{name} first") == 1, 20)
+    eventually(lambda: executions(f"{name} first") == 1, 20)
     first.revoke()
     assert finished(first, 20).state == "SUCCESS"
     assert (finished(result, 20).state, record_of(result.parent).state) == ("REVOKED", "REVOKED")
-    assert lines(name) == 0
+    assert executions(name) == 0
 
 
 def test_nested_groups_keep_their_order():
@@ -346,30 +334,30 @@ def test_nested_groups_keep_their_order():
     assert nested.apply_async().get(timeout=30) == [1, 2, 3, 4]
 
 
-def test_an_errback_spoils_nothing_else_and_waits_as_long_as_it_likes(lines):
+def test_an_errback_spoils_nothing_else_and_waits_as_long_as_it_likes(executions):
     errbacks = [unchanged.bad_sql_errback.s(), unchanged.count_errback.s(), unchanged.old_errback.s()]
     with connection.cursor() as cursor:
         cursor.execute("SELECT pg_advisory_lock(4242)")
     try:
         result = fail.apply_async(["x"], link_error=[*errbacks, unchanged.locking_errback.s()])
-        eventually(lambda: lines(f"errback {result.id} False") == 1, 20)
-        eventually(lambda: lines(f"old errback {result.id}") == 1, 20)
+        eventually(lambda: executions(f"errback {result.id} False") == 1, 20)
+        eventually(lambda: executions(f"old errback {result.id}") == 1, 20)
         assert record_of(result).state == "FAILURE"
         time.sleep(3)  # longer than any lock timeout of ours
     finally:
         with connection.cursor() as cursor:
             cursor.execute("SELECT pg_advisory_unlock(4242)")
-    eventually(lambda: lines(f"locked {result.id}") == 1)
+    eventually(lambda: executions(f"locked {result.id}") == 1)
 
 
-def test_members_submitted_in_a_long_transaction_go_out_once(lines):
+def test_members_submitted_in_a_long_transaction_go_out_once(executions):
     name = tag()
     with transaction.atomic():
         results = group(count.si(name) for _ in range(50)).apply_async()
         time.sleep(3)
     for result in results:
         finished(result, 30)
-    assert lines(name) == 50
+    assert executions(name) == 50
     assert set(TaskRecord.objects.filter(group_id=results.id).values_list("gen", flat=True)) == {1}
 
 
@@ -448,12 +436,12 @@ def test_an_exception_that_cannot_be_rebuilt_is_caught_by_its_class():
 
 
 @pytest.mark.parametrize("in_chord", [False, True])
-def test_an_errback_has_its_arguments_as_they_were_given(lines, in_chord):
+def test_an_errback_has_its_arguments_as_they_were_given(executions, in_chord):
     name = tag()
     errback = unchanged.ledger_errback.si(name.encode(), date(2026, 11, 30))
     failing = chord([fail.si("x")], echo.s()) if in_chord else fail.si("x")
     failing.apply_async(link_error=errback)
-    assert eventually(lambda: lines(f"{name} 2026-11-30"), 20) == 1
+    assert eventually(lambda: executions(f"{name} 2026-11-30"), 20) == 1
 
 
 def test_an_exit_says_so():
