@@ -14,7 +14,7 @@ from tasks_app import states, workers
 from tasks_app.building import is_sent_plainly
 from tasks_app.exceptions import TaskNotFound, UnknownTask
 from tasks_app.gathering import gathered
-from tasks_app.models import FORGOTTEN, TaskRecord, TaskStep
+from tasks_app.models import FORGOTTEN, TaskRecord, TaskStep, as_sent
 from tasks_app.steps import is_to_come
 from tasks_app.transport import is_id
 
@@ -155,7 +155,8 @@ class CeleryClient:
             raise _not_found(task_id)
         options = old.options if isinstance(old.options, dict) else {}
         kept = {key: value for key, value in options.items() if key in _KEPT_BY_RERUN}
-        new = self.app.build_record(old.name, old.args, old.kwargs, queue=old.queue, priority=old.priority, **kept)
+        args, kwargs, kept = as_sent(old.args), as_sent(old.kwargs), as_sent(kept)
+        new = self.app.build_record(old.name, args, kwargs, queue=old.queue, priority=old.priority, **kept)
         new.replay_of_id = old.pk
         self.app.submit([new])
         return self.app.AsyncResult(new.task_id)

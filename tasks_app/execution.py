@@ -12,7 +12,6 @@ import os
 import threading
 import time
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from datetime import timedelta
 from typing import Any, TypeVar
 
@@ -27,7 +26,7 @@ from kombu.utils.json import loads
 from tasks_app import broker, messages, states
 from tasks_app.exceptions import InvalidSubmission
 from tasks_app.gathering import Successors, take_successors
-from tasks_app.models import TaskRecord, dump_json
+from tasks_app.models import TaskRecord, as_sent, dump_json
 from tasks_app.moves import MAX_LOST, Run
 from tasks_app.publishing import GEN_HEADER
 
@@ -199,14 +198,12 @@ def _message_of(request) -> dict[str, Any]:
 
 def request_of(record: TaskRecord) -> Context:
     """A run's request as far as its record tells, for who has to end it without its worker."""
-    options = record.options if isinstance(record.options, dict) else {}  # anything, where it was written by SQL
-    with suppress(ValueError):  # of a type that this process does not know
-        options = loads(dump_json(options))  # as a message has it: bytes and times are what they are
+    options = as_sent(record.options) if isinstance(record.options, dict) else {}  # anything, where written by SQL
     return Context(
         id=record.task_id,
         task=record.name,
-        args=record.args,
-        kwargs=record.kwargs,
+        args=as_sent(record.args),
+        kwargs=as_sent(record.kwargs),
         root_id=record.root_id,
         parent_id=record.parent_id,
         group=record.group_id,

@@ -11,7 +11,7 @@ from django.db.models.base import ModelState
 from django.db.models.functions import Greatest, Least, Now
 from django.db.models.lookups import GreaterThanOrEqual, LessThanOrEqual
 from django.utils import timezone
-from kombu.utils.json import JSONEncoder
+from kombu.utils.json import JSONEncoder, loads
 
 from tasks_app import messages, states
 from tasks_app.exceptions import InvalidSubmission
@@ -85,6 +85,14 @@ def dump_json(value: Any) -> str:
         return _encode(value)
     except (TypeError, ValueError, RecursionError) as error:
         raise InvalidSubmission(f"Arguments and options travel as JSON: {error}.") from error
+
+
+def as_sent(value: Any) -> Any:
+    """A row's JSON as a message has it, where bytes, times and ids are what they were; itself, where that cannot be."""
+    try:
+        return loads(dump_json(value))
+    except ValueError:  # of a type that this process does not know
+        return value
 
 
 def printable(text: str) -> str:

@@ -262,7 +262,8 @@ def test_a_workflow_is_known_by_any_of_its_tasks(executions):
     for result, number in ((group[0], 3), (chord, 3)):
         assert TaskRecord.objects.in_workflow(record_of(result).root_id).count() == number
     assert client.revoke_workflow(waiting.id) == 1
-    assert finished(waiting).state == "REVOKED"
+    body = finished(waiting)
+    assert (body.state, body.exc_type) == ("REVOKED", "TaskRevokedError")
     assert executions(tag) == 0
 
 

@@ -18,6 +18,7 @@ from kombu.utils.json import dumps
 
 from tasks_app.client import CeleryClient
 from tasks_app.exceptions import DuplicateTask, InvalidSubmission, TaskNotFound
+from tasks_app.execution import request_of
 from tasks_app.models import TaskRecord
 from tests.acceptance.processes import Manage, eventually, finished, record_of
 from tests.acceptance.test_behaviours import worker_of
@@ -433,6 +434,29 @@ def test_an_exception_keeps_its_class_and_its_words(kind, exc_type, words):
 def test_an_exception_that_cannot_be_rebuilt_is_caught_by_its_class():
     with pytest.raises(unchanged.TwoArguments, match="TwoArguments: one and two"):
         unchanged.raises.delay("two arguments").get(timeout=20)
+
+
+def test_what_is_run_again_shares_the_limit_of_what_it_repeats():
+    first = ten_a_second.apply_async([uuid4()], countdown=60, queue="nobody")
+    again = client.rerun(first.id)
+    assert record_of(again).limit_key == record_of(first).limit_key
+    client.revoke(first.id)
+    client.revoke(again.id)
+
+
+def test_a_request_that_is_made_of_a_record_has_what_was_sent():
+    given, errback = uuid4(), unchanged.ledger_errback.si(b"name", date(2026, 11, 30))
+    result = add.apply_async([given], {"other": date(2026, 11, 30)}, countdown=60, link_error=errback)
+    request = request_of(record_of(result))
+    assert (request.args, request.kwargs) == ([given], {"other": date(2026, 11, 30)})
+    assert request.errbacks[0]["args"] == [b"name", date(2026, 11, 30)]
+    result.revoke()
+
+
+def test_a_workflow_may_name_a_step_in_several_places():
+    inner = chord([echo.si(1)] * 3, echo.si(2))
+    flow = group([chord([inner], echo.s())])
+    assert flow.apply_async().get(timeout=30) == [[2]]
 
 
 @pytest.mark.parametrize("in_chord", [False, True])
