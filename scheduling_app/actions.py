@@ -13,12 +13,12 @@ from django.db import transaction
 from django.db.models import QuerySet, TextChoices
 from django.utils import timezone
 
-from scheduling_app import backfill, firing
-from scheduling_app.backfill import BackfillError, DueTime
+from scheduling_app.ledger import backfill, firing
+from scheduling_app.ledger.backfill import BackfillError, DueTime
+from scheduling_app.ledger.policies import Run
 from scheduling_app.models import Backfill, Schedule, ScheduleRun
-from scheduling_app.policies import Run
-from scheduling_app.triggers import TimingError
-from tasks_app.pages import log
+from scheduling_app.timing.kinds import TimingError
+from tasks_app.history import log
 
 
 class Missed(TextChoices):

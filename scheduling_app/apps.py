@@ -9,7 +9,7 @@ class SchedulingConfig(AppConfig):
 
     def ready(self):
         from scheduling_app import checks  # noqa: F401 registers them
-        from scheduling_app.rules import check_saved
+        from scheduling_app.sources.rules import check_saved
 
         pre_save.connect(check_saved, self.get_model("Schedule"))
 

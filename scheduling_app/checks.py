@@ -1,7 +1,7 @@
 from django.core.checks import Tags, Warning, register
 from django.db import DEFAULT_DB_ALIAS, OperationalError, ProgrammingError
 
-from scheduling_app import drift
+from scheduling_app.sources import drift
 
 
 @register(Tags.database)

@@ -20,8 +20,8 @@ from django.apps import apps
 from django.utils import timezone
 
 from scheduling_app.models import Schedule
-from scheduling_app.rules import ScheduleRefused, complaints
-from scheduling_app.triggers import TimingError, parse_every
+from scheduling_app.sources.rules import ScheduleRefused, complaints
+from scheduling_app.timing.kinds import TimingError, parse_every
 
 _FIELDS = {
     each.name: each

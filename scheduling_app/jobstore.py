@@ -15,15 +15,17 @@ from typing import Any
 
 from apscheduler.job import Job
 from apscheduler.jobstores.base import BaseJobStore, ConflictingIdError, JobLookupError
+from apscheduler.triggers.base import BaseTrigger
 from celery import Task, current_app
 from django.db import IntegrityError, connections
 
-from scheduling_app.firing import fire_due, next_wake_up, plan_changed
+from scheduling_app.ledger.firing import fire_due
+from scheduling_app.ledger.planning import next_wake_up, plan_changed
+from scheduling_app.ledger.waiting import next_look, release_waiting
 from scheduling_app.models import Schedule
 from scheduling_app.outages import is_away
-from scheduling_app.rules import check
-from scheduling_app.triggers import Cron, Date, Interval, TimingError, TimingTrigger, trigger_for
-from scheduling_app.waiting import next_look, release_waiting
+from scheduling_app.sources.rules import check
+from scheduling_app.timing.kinds import MICROSECOND, Cron, Date, Interval, Timing, TimingError
 from tasks_app.statements import meanwhile
 
 logger = logging.getLogger(__name__)
@@ -38,6 +40,30 @@ HELD = timedelta(seconds=0.1)
 
 #: Where APScheduler must be told a number, and the largest that the column holds.
 UNLIMITED, MOST_INSTANCES = 1_000_000, 32_767
+
+
+class TimingTrigger(BaseTrigger):
+    """A timing as APScheduler's trigger."""
+
+    def __init__(self, timing: Timing):
+        self.timing = timing
+
+    def get_next_fire_time(self, previous_fire_time: datetime | None, now: datetime) -> datetime | None:
+        """The first time later than the previous one and not before `now` (`now` itself counts).
+
+        APScheduler walks from a late run to `now` with this. Times missed in between are left out, so
+        that the walk is one step after any downtime: catching up is decided where schedules fire.
+        """
+        after = now.astimezone(UTC) - MICROSECOND
+        return self.timing.next_after(max(previous_fire_time or after, after))
+
+    def __str__(self) -> str:
+        return self.timing.describe()
+
+
+def trigger_for(timing: Timing) -> TimingTrigger:
+    """The APScheduler trigger of a timing."""
+    return TimingTrigger(timing)
 
 
 class ScheduleJobStore(BaseJobStore):
@@ -184,5 +210,5 @@ def timing_fields(trigger) -> dict:
         case Date():
             return {"kind": Schedule.Kind.DATE, "run_at": timing.run_at, "timezone": timing.timezone}
         case _:
-            raise TimingError("kind", f"{trigger!r}: give a Cron, an Interval or a Date of scheduling_app.triggers.")
+            raise TimingError("kind", f"{trigger!r}: give a Cron, Interval or Date of scheduling_app.timing.kinds.")
     return fields | {"timezone": timing.timezone, "start_at": timing.start_at, "end_at": timing.end_at}

@@ -7,6 +7,8 @@ from typing import Any
 
 #: How deep arguments may nest: whatever encodes them later does so with a deeper stack than a form's.
 DEEPEST = 50
+#: Characters of JSON in one field of a schedule.
+LONGEST_JSON = 500_000
 #: What matters in a JSON text besides its strings; a string that a colon follows is a key.
 _TOKEN = re.compile(
     r'(?P<text>"(?:\\.|[^"\\])*")(?P<colon>[ \t\r\n]*:)?|(?P<open>[\[{])|(?P<close>[\]}])'

@@ -18,10 +18,10 @@ from django.utils import timezone as django_timezone
 
 from scheduling_app.jobstore import POLL, ScheduleJobStore, timing_fields
 from scheduling_app.models import CHANGED_CHANNEL, Schedule
-from scheduling_app.rules import ScheduleRefused, check
-from scheduling_app.triggers import Cron, Date, Interval, Timing, parse_every
-from tasks_app.maintenance import Relay
+from scheduling_app.sources.rules import ScheduleRefused, check
+from scheduling_app.timing.kinds import Cron, Date, Interval, Timing, parse_every
 from tasks_app.notify import Listener
+from tasks_app.relay.loop import Relay
 
 
 class ApsSchedulerManager:

@@ -7,7 +7,6 @@ or stale ones included; their row locks only share the work out.
 
 from collections.abc import Iterable, Sequence
 from datetime import datetime
-from functools import cached_property
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 
@@ -16,13 +15,13 @@ from django.core.validators import MaxValueValidator, MinValueValidator
 from django.db import models
 from django.db.models.functions import Now
 
-from scheduling_app import blackout, signatures, triggers
+from scheduling_app.timing import blackout, kinds
 from tasks_app import states
 from tasks_app.models import JSONText, TaskRecord, WhereWritten
 from tasks_app.statements import execute_many, rowset
 
 if TYPE_CHECKING:
-    from scheduling_app.policies import Run
+    from scheduling_app.ledger.policies import Run
 
 #: Channel on which a database trigger tells of each change of a schedule.
 CHANGED_CHANNEL = "schedules_changed"
@@ -74,7 +73,7 @@ class Calendar(models.Model):
         return self.name
 
     def blackout(self) -> blackout.Blackout:
-        """Raises triggers.TimingError."""
+        """Raises kinds.TimingError."""
         fields = ("cron", "minutes", "start_at", "end_at")
         windows = tuple(tuple(getattr(window, name) for name in fields) for window in self.windows.all())
         return blackout.blackout(self.name, self.timezone, windows)
@@ -192,14 +191,14 @@ class Schedule(models.Model):
     created_at = models.DateTimeField(db_default=Now(), editable=False)
     #: The queue of firing.fire_due.
     next_fire_at = models.DateTimeField(null=True, editable=False)
-    #: The queue of firing.plan_changed: set by the database's trigger when the timing changes. Times after it count.
+    #: The queue of planning.plan_changed: set by the database's trigger when the timing changes. Times after it count.
     changed_at = models.DateTimeField(null=True, editable=False)
     last_fire_at = models.DateTimeField(null=True, editable=False)
     fired_count = models.PositiveIntegerField(default=0, db_default=0, editable=False)
     #: Since when it is on, or paused: set by the trigger. And why it was paused, where that was not by hand.
     switched_at = models.DateTimeField(db_default=Now(), editable=False)
     note = models.CharField(max_length=500, blank=True, default="", db_default="", editable=False)
-    #: What was planned when it was edited or paused too late to fire: kept by the trigger, for firing.plan_changed.
+    #: What was planned when it was edited or paused too late to fire: kept by the trigger, for planning.plan_changed.
     missed = models.JSONField(null=True, editable=False)
     #: Why it will not fire, where its definition is at fault.
     problem = models.CharField(max_length=500, blank=True, default="", db_default="", editable=False)
@@ -253,20 +252,15 @@ class Schedule(models.Model):
     def is_used_up(self) -> bool:
         return self.max_runs is not None and self.fired_count >= self.max_runs
 
-    @cached_property
-    def drift(self) -> str:
-        """Why its task would not run, as this process knows it: it is not there, or does not take the arguments."""
-        return signatures.drift(self)
-
-    def timing(self) -> triggers.Cron | triggers.Interval | triggers.Date:
-        """What says when it is due. Raises triggers.TimingError."""
+    def timing(self) -> kinds.Cron | kinds.Interval | kinds.Date:
+        """What says when it is due. Raises kinds.TimingError."""
         bounds: dict[str, Any] = {"timezone": self.timezone, "start_at": self.start_at, "end_at": self.end_at}
         if self.kind == self.Kind.CRON:
-            return triggers.Cron(self.cron, **bounds)
+            return kinds.Cron(self.cron, **bounds)
         if self.kind == self.Kind.INTERVAL:
             anchor = self.start_at or self.created_at
-            return triggers.Interval(self.every or 0, self.unit, anchor=anchor, **bounds)
-        return triggers.Date(self.run_at, timezone=self.timezone)  # type: ignore[arg-type]
+            return kinds.Interval(self.every or 0, self.unit, anchor=anchor, **bounds)
+        return kinds.Date(self.run_at, timezone=self.timezone)  # type: ignore[arg-type]
 
 
 class ScheduleRunQuerySet(models.QuerySet["ScheduleRun"]):

@@ -1,5 +1,1 @@
-"""The wiring: settings, the Celery app, URLs, and `manage.py up`."""
-
-from taskconsole.celery import app as celery_app
-
-__all__ = ["celery_app"]
+"""What makes one console of two apps, and this site's own wiring: settings, Celery app, URLs, `manage.py up`."""

@@ -6,6 +6,10 @@ from csp.constants import NONE, SELF
 from dotenv import load_dotenv
 from environs import Env
 
+from scheduling_app.conf import ScheduleSettings
+from tasks_app.conf import TaskSettings
+from tasks_app.outbox import DEFAULTS
+
 BASE_DIR = Path(__file__).resolve().parent.parent
 
 load_dotenv(BASE_DIR / ".env")  # into the environment, where `manage.py up` and what it starts look too
@@ -16,12 +20,14 @@ DEBUG = env.bool("DEBUG", False)
 SECRET_KEY = env.str("SECRET_KEY", "insecure-for-development-only" if DEBUG else "")
 ALLOWED_HOSTS = env.list("ALLOWED_HOSTS", ["localhost", "127.0.0.1", "[::1]"])
 CSRF_TRUSTED_ORIGINS: list[str] = env.list("CSRF_TRUSTED_ORIGINS", [])
-ROOT_URLCONF = "taskconsole.urls"
+ROOT_URLCONF = "taskconsole.site_urls"
 WSGI_APPLICATION = "taskconsole.wsgi.application"
 DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
 
 #: Shows the tables of Celery Beat in the admin, for a team that still runs `manage.py celery beat`.
 BEAT_ENABLED = env.bool("BEAT_ENABLED", False)
+#: The results of tasks have pages of their own.
+ADMIN_HIDES = ["django_celery_results", *([] if BEAT_ENABLED else ["django_celery_beat"])]
 #: Further Django apps, whose tasks.py is found like this project's own.
 EXTRA_APPS: list[str] = env.list("EXTRA_APPS", [])
 
@@ -54,7 +60,6 @@ MIDDLEWARE = [
     "django.contrib.auth.middleware.AuthenticationMiddleware",
     "django.contrib.messages.middleware.MessageMiddleware",
     "django.middleware.clickjacking.XFrameOptionsMiddleware",
-    "django_htmx.middleware.HtmxMiddleware",
 ]
 
 TEMPLATES = [
@@ -120,7 +125,6 @@ REDIS_URL = env.str("REDIS_URL", "redis://127.0.0.1:6379/0")
 CELERY_BROKER_URL = env.str("CELERY_BROKER_URL", REDIS_URL)
 CELERY_RESULT_BACKEND = "tasks_app.backend:RecordBackend"
 CELERY_TIMEZONE = TIME_ZONE
-CELERY_RESULT_EXPIRES = None  # results are kept with their records
 CELERY_TASK_SERIALIZER = CELERY_RESULT_SERIALIZER = "json"
 CELERY_ACCEPT_CONTENT = CELERY_RESULT_ACCEPT_CONTENT = ["json"]
 CELERY_TASK_DEFAULT_QUEUE = "celery_queue"
@@ -132,14 +136,8 @@ CELERY_TASK_QUEUES: dict[str, dict] = {
 CELERY_TASK_ROUTES = ["tasks_app.outbox.route_scheduled", env.json("TASK_ROUTES", {})]
 #: 0 is the most urgent, 9 the least (kombu's order on Redis).
 CELERY_TASK_DEFAULT_PRIORITY = 5
-CELERY_TASK_PUBLISH_RETRY = False  # the relay publishes what a submitter could not
-CELERY_BROKER_CONNECTION_RETRY_ON_STARTUP = True
-CELERY_BROKER_CONNECTION_MAX_RETRIES = None
 CELERY_BROKER_TRANSPORT_OPTIONS = {
-    "priority_steps": list(range(10)),
-    "socket_connect_timeout": 1,
-    "socket_timeout": 5,  # above the worker's blocking pop of one second
-    "socket_keepalive": True,
+    **DEFAULTS["broker_transport_options"],
     "visibility_timeout": env.int("VISIBILITY_TIMEOUT", 3600),
 }
 CELERY_WORKER_CONCURRENCY = env.int("WORKER_CONCURRENCY", None)
@@ -149,37 +147,21 @@ CELERY_WORKER_MAX_MEMORY_PER_CHILD = env.int("WORKER_MAX_MEMORY_PER_CHILD", 512_
 CELERY_WORKER_HIJACK_ROOT_LOGGER = False
 CELERY_TASK_TIME_LIMIT = env.int("TASK_TIME_LIMIT", None)
 CELERY_TASK_SOFT_TIME_LIMIT = env.int("TASK_SOFT_TIME_LIMIT", None)
-CELERY_WORKER_CANCEL_LONG_RUNNING_TASKS_ON_CONNECTION_LOSS = False
-CELERY_WORKER_DISABLE_RATE_LIMITS = True  # a task's rate_limit is kept in Postgres, across all workers
 CELERY_BEAT_SCHEDULER = "django_celery_beat.schedulers:DatabaseScheduler"
 CELERY_BEAT_SCHEDULE: dict = {}
 
-# What holds under faults
-#: Seconds for which a run is taken to be alive; renewed each third, after which it is lost.
-TASK_LEASE = env.float("TASK_LEASE", 30)
-#: Lost runs after which a task with acks_late=True has failed.
-TASK_MAX_LOST = env.int("TASK_MAX_LOST", 3)
-#: Seconds after which a message that nobody claimed is looked for in the broker, and published again if it is lost.
-TASK_CENSUS_GRACE = env.float("TASK_CENSUS_GRACE", 60)
-#: Seconds for which a task that no worker knows waits for one that does.
-TASK_UNREGISTERED_GRACE = env.float("TASK_UNREGISTERED_GRACE", 600)
-#: Seconds from SIGTERM until a worker lets go of what it still runs.
-WORKER_SHUTDOWN_GRACE = env.float("WORKER_SHUTDOWN_GRACE", 25)
-#: Bytes, as JSON: more arguments are refused, more of a result is cut.
-TASK_ARGS_MAX_BYTES = env.int("TASK_ARGS_MAX_BYTES", 1_048_576)
-TASK_RESULT_MAX_BYTES = env.int("TASK_RESULT_MAX_BYTES", 1_048_576)
-#: Whether what another producer sent, under an id that has no record, gets one and runs.
-TASK_ADOPT_UNKNOWN = env.bool("TASK_ADOPT_UNKNOWN", True)
-
-# Schedules
-#: Runs of a schedule that its ledger keeps; of more missed times the earlier ones get no row.
-SCHEDULE_RUNS_KEPT = env.int("SCHEDULE_RUNS_KEPT", 1000)
-
-# Tasks that come with the console
-#: Management commands that the task run_command may run.
-RUN_COMMAND_ALLOWED = env.list("RUN_COMMAND_ALLOWED", ["check", "clearsessions"])
-#: Lets the task http_request reach private, loopback and link-local addresses.
+# The console's own, which docs/settings.md explains
+TASK_LEASE = env.float("TASK_LEASE", TaskSettings.TASK_LEASE.default)
+TASK_MAX_LOST = env.int("TASK_MAX_LOST", TaskSettings.TASK_MAX_LOST.default)
+TASK_CENSUS_GRACE = env.float("TASK_CENSUS_GRACE", TaskSettings.TASK_CENSUS_GRACE.default)
+TASK_UNREGISTERED_GRACE = env.float("TASK_UNREGISTERED_GRACE", TaskSettings.TASK_UNREGISTERED_GRACE.default)
+WORKER_SHUTDOWN_GRACE = env.float("WORKER_SHUTDOWN_GRACE", TaskSettings.WORKER_SHUTDOWN_GRACE.default)
+TASK_ARGS_MAX_BYTES = env.int("TASK_ARGS_MAX_BYTES", TaskSettings.TASK_ARGS_MAX_BYTES.default)
+TASK_RESULT_MAX_BYTES = env.int("TASK_RESULT_MAX_BYTES", TaskSettings.TASK_RESULT_MAX_BYTES.default)
+TASK_ADOPT_UNKNOWN = env.bool("TASK_ADOPT_UNKNOWN", TaskSettings.TASK_ADOPT_UNKNOWN.default)
+SCHEDULE_RUNS_KEPT = env.int("SCHEDULE_RUNS_KEPT", ScheduleSettings.SCHEDULE_RUNS_KEPT.default)
 HTTP_REQUEST_ALLOW_PRIVATE = env.bool("HTTP_REQUEST_ALLOW_PRIVATE", False)
+RUN_COMMAND_ALLOWED = env.list("RUN_COMMAND_ALLOWED", ["check", "clearsessions"])
 
 LOG_LEVEL = env.str("LOG_LEVEL", "INFO")
 LOGGING = {
@@ -190,3 +172,5 @@ LOGGING = {
     "root": {"handlers": ["console"], "level": LOG_LEVEL},
     "loggers": {"apscheduler": {"level": "WARNING"}},
 }
+
+import taskconsole.celery  # noqa: E402, F401 so that shared_task finds this app, whoever starts Django

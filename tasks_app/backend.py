@@ -16,11 +16,11 @@ from billiard.exceptions import WorkerLostError
 from celery import states as celery_states
 from celery.app.task import Context
 from celery.exceptions import NotRegistered, Reject, TaskRevokedError
-from django.conf import settings
 from django.db import DataError, connection, transaction
 from django_celery_results.models import TaskResult
 
 from tasks_app import states
+from tasks_app.conf import conf
 from tasks_app.consequences import ConsequenceBackend, call_each, contained
 from tasks_app.execution import aside, foreign_record, gen_of, patiently, request_of
 from tasks_app.gathering import Successors, take_successors
@@ -35,8 +35,6 @@ from tasks_app.waiting import IGNORED, WaitingBackend
 
 logger = logging.getLogger(__name__)
 
-#: Seconds for which a task that no worker knows is tried again: a deploy may bring one that does.
-UNREGISTERED_GRACE: float = getattr(settings, "TASK_UNREGISTERED_GRACE", 600)
 
 #: What was asked to stop ends as REVOKED, unless it had succeeded already.
 _CLOSE = f"""
@@ -335,7 +333,9 @@ class RecordBackend(WaitingBackend, OutcomeBackend, ConsequenceBackend):
                 self.follow_end_of(record, error)
 
     def _wait_for_another_worker(self, task_id: str, exc: NotRegistered) -> bool:
-        moved = TaskRecord.objects.mark_unregistered(task_id, f"not registered in a worker: {exc}", UNREGISTERED_GRACE)
+        moved = TaskRecord.objects.mark_unregistered(
+            task_id, f"not registered in a worker: {exc}", conf.TASK_UNREGISTERED_GRACE
+        )
         if moved:
             logger.warning("Task %s waits for a worker that knows it: %s", task_id, exc)
         return moved or TaskRecord.objects.is_to_come(task_id)

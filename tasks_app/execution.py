@@ -24,10 +24,11 @@ from kombu.utils.functional import maybe_list
 from kombu.utils.json import loads
 
 from tasks_app import broker, messages, states
+from tasks_app.conf import conf
 from tasks_app.exceptions import InvalidSubmission
 from tasks_app.gathering import Successors, take_successors
 from tasks_app.models import TaskRecord, as_sent, dump_json
-from tasks_app.moves import MAX_LOST, Run
+from tasks_app.moves import Run
 from tasks_app.publishing import GEN_HEADER
 
 logger = logging.getLogger(__name__)
@@ -43,7 +44,8 @@ class ConsoleTask(DjangoTask):
     abstract = True
 
     #: Runs of a task with `acks_late=True` that may be lost with their worker before it has failed.
-    max_lost: int = MAX_LOST
+    #: By default TASK_MAX_LOST.
+    max_lost: int | None = None
     #: Whether, and while what, there may be one only: "waiting", "unfinished" or seconds (see uniqueness.py).
     unique: str | float | timedelta | None = None
     unique_by: Sequence[str] | None = None
@@ -52,13 +54,21 @@ class ConsoleTask(DjangoTask):
     limit_key: str | None = None
 
 
+def _max_lost(task) -> int:
+    """Runs that may be lost before it has failed."""
+    if not task.acks_late:
+        return 1
+    own = getattr(task, "max_lost", None)
+    return conf.TASK_MAX_LOST if own is None else own
+
+
 def claim_run(task, request, args: list, kwargs: dict) -> bool:
     """Claim a run for its message; False where the message has lost.
 
     What the row says is put into `args`, `kwargs` and the request, where the message says otherwise.
     """
     take_successors()  # of a run that Celery gave up in between
-    run = _claim_when_possible(request, task.name, getattr(task, "max_lost", MAX_LOST) if task.acks_late else 1)
+    run = _claim_when_possible(request, task.name, _max_lost(task))
     if run is None:
         return False
     request.attempt, request.claimed = run.attempt, True

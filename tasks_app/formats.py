@@ -10,10 +10,10 @@ from collections.abc import Callable
 from functools import lru_cache
 from typing import Any
 
-from django.conf import settings
 from kombu import compression
 from kombu.serialization import registry
 
+from tasks_app.conf import conf
 from tasks_app.exceptions import InvalidSubmission
 
 #: By content type, what makes an unpacker that stops at a length. (Python's own zstd has the interface of the others.)
@@ -57,14 +57,9 @@ def check_compression(method: str) -> None:
         raise InvalidSubmission(f"compression: there is none named {method!r:.80} here. Take one of: {known}.")
 
 
-def most_bytes(setting: str) -> int:
-    """A limit of the settings. Not read at import: a project's Celery app is made before the settings are known."""
-    return getattr(settings, setting, 1_048_576)
-
-
 def unpacked_max() -> int:
     """Bytes that a compressed body may unpack to: one of a few KiB could fill a worker's memory."""
-    return 4 * (most_bytes("TASK_ARGS_MAX_BYTES") + most_bytes("TASK_RESULT_MAX_BYTES"))
+    return 4 * (conf.TASK_ARGS_MAX_BYTES + conf.TASK_RESULT_MAX_BYTES)
 
 
 def unpacked(body: bytes, method: str) -> bytes:

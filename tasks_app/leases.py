@@ -17,12 +17,11 @@ from celery.local import Proxy
 from celery.platforms import signals
 from celery.worker import state
 from celery.worker.request import Request
-from django.conf import settings
 from django.db import DatabaseError, connections
 
+from tasks_app.conf import conf
 from tasks_app.execution import busy_threads, gen_of
 from tasks_app.models import TaskRecord
-from tasks_app.moves import LEASE
 
 logger = logging.getLogger(__name__)
 
@@ -30,7 +29,6 @@ logger = logging.getLogger(__name__)
 #: killed; and where the worker ends.
 TERMINATE_GRACE, TERMINATE_GRACE_AT_END = 10.0, 1.0
 #: Seconds from SIGTERM until a worker lets go of what it still runs.
-SHUTDOWN_GRACE: float = getattr(settings, "WORKER_SHUTDOWN_GRACE", 25.0)
 
 #: The runs whose processes were sent a signal, and when, until these are known to have gone.
 terminated: dict[Request, float] = {}
@@ -80,7 +78,7 @@ class Leases(threading.Thread):
             self.join(timeout)
 
     def _pause(self) -> float:
-        pause = LEASE / 3
+        pause = conf.TASK_LEASE / 3
         if terminated or not self._is_complete:  # some may be locked by others just now
             pause = min(pause, 1.0)
         if self._hand_back_at is not None:
@@ -145,7 +143,7 @@ class Leases(threading.Thread):
 
     def _hand_back(self) -> None:
         """Hand back what is held. A run whose task may be repeated waits for another worker; any other has failed."""
-        reason = f"its worker was told to end, and the run took longer than {SHUTDOWN_GRACE:g} s"
+        reason = f"its worker was told to end, and the run took longer than {conf.WORKER_SHUTDOWN_GRACE:g} s"
         running = self._known(state.active_requests)
         waiting = self._known(state.reserved_requests) - running
         for request in running:
@@ -174,7 +172,7 @@ def _gen(request) -> int:
 def _in_time(request) -> bool:
     """Whether it can still be at work: one past its hard limit, whose worker does nothing about it, is given up."""
     limit = request.time_limits[0] or request.task.time_limit
-    return not (limit and request.time_start and time.time() > request.time_start + limit + LEASE)
+    return not (limit and request.time_start and time.time() > request.time_start + limit + conf.TASK_LEASE)
 
 
 def effective(number: int) -> int:

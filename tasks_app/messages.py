@@ -6,30 +6,25 @@ worker that has the same settings: formats and compressions are not looked up in
 Celery's users may pass, and what Celery passes itself (retries send a request's headers again), goes through.
 """
 
-import json
 from collections.abc import Callable, Collection, Mapping
-from contextlib import suppress
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from celery.app.task import Context
-from django.conf import settings
-from kombu.utils.json import JSONEncoder, loads
 
+from tasks_app.conf import conf
 from tasks_app.exceptions import InvalidSubmission
-from tasks_app.formats import check_compression, check_serializer, most_bytes, serializer_of, unpacked_max
+from tasks_app.formats import check_compression, check_serializer, serializer_of
+from tasks_app.storable import DEEPEST, NESTED, TIMES, check_markers, check_texts, encode, is_deeper
 
 if TYPE_CHECKING:
     from tasks_app.models import TaskRecord
 
-#: Levels of lists and objects in arguments and options, and in a header or a property. Python reads and writes deep
-#: ones only as far as its stack allows at that point: what was just written here might not be read there.
-DEEPEST, DEEPEST_HEADER = 200, 40
+#: Levels of lists and objects in a header or a property.
+DEEPEST_HEADER = 40
 #: Characters of all headers together, and of any other text that a worker reads before the arguments.
 LONGEST_HEADER = 65_536
 
-#: Between which times lie that a record can hold, in any zone.
-TIMES = datetime(1, 1, 3, tzinfo=UTC), datetime(9999, 12, 30, tzinfo=UTC)
 #: Options that tell how to publish here and now, which the console does not: they are neither checked nor kept.
 OF_PUBLISHING = frozenset({"declare", "retry", "retry_policy", "timeout", "confirm_timeout", "event_dispatcher"})
 #: Headers by which a worker knows a task. (Celery's protocol 2; what kombu adds; the console's own.)
@@ -47,8 +42,7 @@ _NOT_OPTIONS = frozenset({
     "countdown", "eta", "expires", "callbacks", "errbacks", "create_sent_event", "now", "timezone", "producer",
     "publisher", "connection", "message", "body", "delivery_tag", "delivery_info", "body_encoding",
 })  # fmt: skip
-_SCALARS, _NESTED = (str, int, float, bool, type(None)), (dict, list, tuple)
-_encode = JSONEncoder().encode
+_SCALARS = (str, int, float, bool, type(None))
 
 
 def check_record(record: "TaskRecord", accepts: frozenset[str], known: Collection[str] = ()) -> None:
@@ -84,25 +78,7 @@ def check_row(record: "TaskRecord", accepts: frozenset[str]) -> None:
     check_record(record, accepts)
     options = record.options
     if "compression" in options or any(map(_is_suspect, (args, kwargs, options))):
-        check_texts(_encode(args), _encode(kwargs), _encode(options), compressed="compression" in options)
-
-
-def check_texts(args: str, kwargs: str, options: str = "{}", compressed: bool = False) -> None:
-    """Raises InvalidSubmission for arguments and options, as JSON, that a worker could not decode, or unpack."""
-    _check_text("args", args, list)
-    _check_text("kwargs", kwargs, dict)
-    try:
-        _check_text("options", options, dict)
-    except InvalidSubmission:
-        with suppress(RecursionError):
-            for name, value in json.loads(options).items():
-                _check_text(name, _encode(value), object)
-        raise
-    if compressed and (length := len(args) + len(kwargs) + len(options)) > unpacked_max() - 1000:
-        raise InvalidSubmission(
-            f"compression: {length:,} bytes, and a worker unpacks {unpacked_max():,} at most. Leave compression out, "
-            "or pass a reference to the data."
-        )
+        check_texts(encode(args), encode(kwargs), encode(options), compressed="compression" in options)
 
 
 def check_options(options: Mapping[str, Any], accepts: frozenset[str]) -> None:
@@ -154,13 +130,13 @@ def _length_of_header(name: str, value: Any) -> int:
     _check_depth(f"headers: {name}", value)
     text = _encoded(f"headers: {name}", value)
     if '"__type__"' in text:
-        _check_markers(f"headers: {name}", text, object)
+        check_markers(f"headers: {name}", text, object)
     return len(text)
 
 
 def may_adopt(request: Any) -> str | None:
     """Why a task that another producer sent is not to get a record, and not to run; None where it may."""
-    if not getattr(settings, "TASK_ADOPT_UNKNOWN", True):
+    if not conf.TASK_ADOPT_UNKNOWN:
         return "its id has no record, and TASK_ADOPT_UNKNOWN is off"
     try:
         for name in ("id", "task"):
@@ -174,24 +150,9 @@ def may_adopt(request: Any) -> str | None:
         check_texts(args, kwargs)
     except InvalidSubmission as error:
         return str(error)
-    if (length := len(args) + len(kwargs)) > (most := most_bytes("TASK_ARGS_MAX_BYTES")):
+    if (length := len(args) + len(kwargs)) > (most := conf.TASK_ARGS_MAX_BYTES):
         return f"its arguments are {length:,} bytes as JSON, {most:,} are allowed (TASK_ARGS_MAX_BYTES)"
     return None
-
-
-def is_deeper(value: Any, levels: int) -> bool:
-    """Whether lists and objects nest more than `levels` deep within this one."""
-    layer = [value]
-    for _ in range(levels + 1):
-        below = []
-        for each in layer:
-            for child in each.values() if isinstance(each, dict) else each:
-                if isinstance(child, _NESTED):
-                    below.append(child)
-        if not below:
-            return False
-        layer = below
-    return True
 
 
 def is_id(value: Any) -> bool:
@@ -265,7 +226,7 @@ def _wrong(name: str, value: Any, what: str) -> InvalidSubmission:
 
 def _encoded(name: str, value: Any) -> str:
     try:
-        return _encode(value)
+        return encode(value)
     except (TypeError, ValueError, RecursionError) as error:
         raise InvalidSubmission(f"{name}: JSON cannot carry it: {error}.") from error
 
@@ -279,7 +240,7 @@ def _is_suspect(value: Any) -> bool:
             if each.__class__ is dict and "__type__" in each:
                 return True
             below += [
-                child for child in (each.values() if isinstance(each, dict) else each) if child.__class__ in _NESTED
+                child for child in (each.values() if isinstance(each, dict) else each) if child.__class__ in NESTED
             ]
         if not below:
             return False
@@ -288,36 +249,8 @@ def _is_suspect(value: Any) -> bool:
 
 
 def _check_depth(name: str, value: Any) -> None:
-    if isinstance(value, _NESTED) and is_deeper(value, DEEPEST_HEADER):
+    if isinstance(value, NESTED) and is_deeper(value, DEEPEST_HEADER):
         raise InvalidSubmission(f"{name}: nested more than {DEEPEST_HEADER} levels deep. Pass it as an argument.")
-
-
-def _text_is_deeper(text: str) -> bool:
-    try:
-        return is_deeper(json.loads(text), DEEPEST)
-    except RecursionError:
-        return True
-
-
-def _check_text(field: str, text: str, kind: type) -> None:
-    if text.count("[") + text.count("{") > DEEPEST and _text_is_deeper(text):
-        raise InvalidSubmission(
-            f"{field}: nested more than {DEEPEST} levels deep. Pass it as a text, or a reference to the data."
-        )
-    if '"__type__"' in text:
-        _check_markers(field, text, kind)
-
-
-def _check_markers(field: str, text: str, kind: type) -> None:
-    try:
-        fits, reason = isinstance(loads(text), kind), "the whole would be taken for such a value"
-    except Exception as error:  # by whatever makes the value: types can be registered with kombu
-        fits, reason = False, f"{type(error).__name__}: {error}"
-    if not fits:
-        raise InvalidSubmission(
-            f"{field}: an object with the keys __type__ and __value__ is how kombu sends a value that JSON has not, "
-            f"and a worker cannot decode this one ({reason:.200}). Name its keys differently."
-        )
 
 
 def _check_format(options: Mapping[str, Any], accepts: frozenset[str]) -> None:

@@ -5,7 +5,6 @@ from datetime import timedelta
 from operator import attrgetter
 from typing import Any
 
-from django.conf import settings
 from django.db import DEFAULT_DB_ALIAS, models
 from django.db.models.base import ModelState
 from django.db.models.functions import Greatest, Least, Now
@@ -13,12 +12,12 @@ from django.db.models.lookups import GreaterThanOrEqual, LessThanOrEqual
 from django.utils import timezone
 from kombu.utils.json import JSONEncoder, loads
 
-from tasks_app import messages, states
+from tasks_app import states, storable
+from tasks_app.conf import conf
 from tasks_app.exceptions import InvalidSubmission
 from tasks_app.moves import GIVEN, PUBLISH_GRACE, TaskQuerySet
 
 #: Bytes of a task's arguments, as JSON; what a worker hands on within a workflow may be more.
-ARGS_MAX: int = getattr(settings, "TASK_ARGS_MAX_BYTES", 1_048_576)
 
 #: Note on a record whose result somebody has deleted, by Celery's `result.forget()`.
 FORGOTTEN = "Its result was forgotten"
@@ -42,7 +41,7 @@ _TIMES = (
     "cancel_at", "unique_until", "parked_at", "slot_at",
 )  # fmt: skip
 _READABLE = models.Q(
-    GreaterThanOrEqual(Least(*_TIMES), messages.TIMES[0]), LessThanOrEqual(Greatest(*_TIMES), messages.TIMES[1])
+    GreaterThanOrEqual(Least(*_TIMES), storable.TIMES[0]), LessThanOrEqual(Greatest(*_TIMES), storable.TIMES[1])
 )
 _NOT_ROOT = ~models.Q(root_id=models.F("task_id"))
 _PHASE_OF_STATE = dict(zip(states.ALL_STATES, ("queued", "running", "retrying", *list(PHASES)[5:]), strict=True))
@@ -134,7 +133,7 @@ class TaskRecord(models.Model):
     eta = models.DateTimeField(null=True)
     expires = models.DateTimeField(null=True)
     created_at = models.DateTimeField(db_default=Now())
-    #: The queue of maintenance.publish_due: when it is to publish this row. NULL: published, or finished.
+    #: The queue of due.publish_due: when it is to publish this row. NULL: published, or finished.
     publish_at = models.DateTimeField(null=True)
     published_at = models.DateTimeField(null=True)
     started_at = models.DateTimeField(null=True)
@@ -149,7 +148,7 @@ class TaskRecord(models.Model):
     max_lost = models.PositiveSmallIntegerField(default=1, db_default=1)
     #: Whether its run repeats one that was lost, handed back or rejected: Celery's word for it in `delivery_info`.
     redelivered = models.BooleanField(default=False, db_default=False)
-    #: Messages since its last run that a worker could not take, and that were lost on their way (see maintenance.py).
+    #: Messages since its last run that a worker could not take, and that were lost on their way (see relay).
     refused = models.PositiveSmallIntegerField(default=0, db_default=0)
     missed = models.PositiveSmallIntegerField(default=0, db_default=0)
     #: When its run was asked to stop, and the signal by which its worker shall see to it, if any.
@@ -357,12 +356,13 @@ class TaskRecord(models.Model):
     def inserted_values(self) -> tuple:
         """The values of the columns that moves.GIVEN names. Raises InvalidSubmission."""
         args, kwargs, options = self.encoded()
-        if len(args) + len(kwargs) > ARGS_MAX and not self.is_successor:
+        length, most = len(args) + len(kwargs), conf.TASK_ARGS_MAX_BYTES
+        if length > most and not self.is_successor:
             raise InvalidSubmission(
-                f"{self.name}: arguments of {len(args) + len(kwargs):,} bytes as JSON, {ARGS_MAX:,} are allowed "
-                "(TASK_ARGS_MAX_BYTES). Pass a reference to the data: a key, a path, an address."
+                f"{self.name}: arguments of {length:,} bytes as JSON, {most:,} are allowed (TASK_ARGS_MAX_BYTES). "
+                "Pass a reference to the data: a key, a path, an address."
             )
-        messages.check_texts(args, kwargs, options, compressed="compression" in self.options)
+        storable.check_texts(args, kwargs, options, compressed="compression" in self.options)
         return (args, kwargs, options, *_PLAIN(self))
 
 

@@ -11,11 +11,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from django.conf import settings
 from django.db import connection, models, transaction
 from django.db.models.functions import Now
 
 from tasks_app import states
+from tasks_app.conf import conf
 from tasks_app.statements import execute, execute_many, rowset
 
 if TYPE_CHECKING:
@@ -25,10 +25,6 @@ TABLE = "tasks_app_taskrecord"
 #: Seconds that the submitting process has to publish a row itself before the relay does; and where it holds messages
 #: back for others to be committed first (Publisher.held_back).
 PUBLISH_GRACE, HELD_GRACE = 2, 5
-#: Seconds for which a claim, and each renewal of it, gives the right to run.
-LEASE: float = getattr(settings, "TASK_LEASE", 30.0)
-#: How many runs of a task with `acks_late=True` may be lost before it has failed.
-MAX_LOST: int = getattr(settings, "TASK_MAX_LOST", 3)
 
 
 class Run(NamedTuple):
@@ -134,7 +130,7 @@ class TaskQuerySet(models.QuerySet["TaskRecord"]):
         `max_lost`: the number of lost runs at which it has failed. `name`: of the task that the message is for, which
         must be the record's.
         """
-        row = execute(_CLAIM, [worker, pid, max_lost, task_id, gen, name]).fetchone()
+        row = execute(_CLAIM, [worker, pid, max_lost, conf.TASK_LEASE, task_id, gen, name]).fetchone()
         return Run(*row) if row else None
 
     def claimed(self, task_id: str, gen: int, worker: str, pid: int) -> Run | None:
@@ -147,7 +143,7 @@ class TaskQuerySet(models.QuerySet["TaskRecord"]):
 
         Returns, for those that are still this worker's: whether it runs, and the signal to stop it with, if any.
         """
-        return {row[0]: row[1:] for row in execute(_RENEW, _arrays(messages)).fetchall()}
+        return {row[0]: row[1:] for row in execute(_RENEW, [*_arrays(messages), conf.TASK_LEASE]).fetchall()}
 
     def run_of(self, task_id: str, gen: int) -> "TaskRecord | None":
         """The row of a run, locked for the caller's transaction; None where it was closed or went elsewhere."""
@@ -346,7 +342,7 @@ WHERE task.task_id = message.task_id AND task.gen = message.gen AND task.publish
 _CLAIM = f"""
 UPDATE {TABLE} SET
     state = 'STARTED', attempt = attempt + 1, worker = %s, worker_pid = %s, max_lost = %s,
-    started_at = clock_timestamp(), lease_until = clock_timestamp() + interval '{LEASE} s',
+    started_at = clock_timestamp(), lease_until = clock_timestamp() + make_interval(secs => %s),
     publish_at = NULL, published_at = coalesce(published_at, clock_timestamp()), parked_at = NULL,
     slot_at = CASE WHEN limit_key IS NOT NULL THEN coalesce(slot_at, clock_timestamp()) END,
     unique_key = CASE WHEN unique_key LIKE 'waiting %%' THEN NULL ELSE unique_key END
@@ -366,7 +362,7 @@ WITH held AS (
     WHERE task.state IN ('PENDING', 'RETRY', 'STARTED')
     FOR UPDATE OF task SKIP LOCKED
 )
-UPDATE {TABLE} AS task SET lease_until = clock_timestamp() + interval '{LEASE} s'
+UPDATE {TABLE} AS task SET lease_until = clock_timestamp() + make_interval(secs => %s)
 FROM held WHERE task.id = held.id
 RETURNING task.task_id, task.state = 'STARTED', task.cancel_signal
 """

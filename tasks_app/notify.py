@@ -8,7 +8,7 @@ import psycopg
 from django.db import DatabaseError, connection
 from psycopg import sql
 
-#: Wakes the relay (maintenance.Relay): a row has a new time to be published.
+#: Wakes the relay (loop.Relay): a row has a new time to be published.
 DUE_CHANNEL = "tasks_due"
 
 

@@ -2,7 +2,7 @@
 
 `Task.delay`, `apply_async`, `retry`, every canvas, Celery Beat and `CeleryClient` end in `Celery.send_task`, which the
 subclass here overrides. A message is a hint that there may be a row to run, so publishing may fail, or happen twice:
-what was not marked as published is published by the relay (maintenance.Relay), and the claim drops what came double.
+what was not marked as published is published by the relay (loop.Relay), and the claim drops what came double.
 
 A project's Celery app is made before Django's apps are loaded, so the model is imported where it is used.
 """
@@ -19,13 +19,13 @@ from typing import TYPE_CHECKING, Any
 from uuid import NAMESPACE_OID, uuid5
 
 from celery.exceptions import TaskRevokedError
-from django.conf import settings
 from django.core.exceptions import SynchronousOnlyOperation
 from django.db import IntegrityError, transaction
 from kombu.exceptions import EncodeError
 
 from tasks_app import canvases, states, transport  # noqa: F401 the canvases are recorded as wholes from here on
 from tasks_app.building import BuildingCelery
+from tasks_app.conf import conf
 from tasks_app.coroutines import awaiting
 from tasks_app.exceptions import DuplicateTask, InvalidSubmission, NotUnique
 from tasks_app.gathering import Successors, gathering
@@ -43,10 +43,30 @@ _OMITTED: Any = object()
 
 
 def route_scheduled(name, args, kwargs, options, task=None, **_):
-    """A task route: what a schedule fires, Celery Beat's included, goes to the queue of its own."""
-    if "periodic_task_name" in (options.get("headers") or {}):
-        return {"queue": settings.CRON_QUEUE}
+    """A task route: what a schedule fires, Celery Beat's included, goes to CRON_QUEUE, where that is set."""
+    if conf.CRON_QUEUE and "periodic_task_name" in (options.get("headers") or {}):
+        return {"queue": conf.CRON_QUEUE}
     return None
+
+
+#: What the console needs of Celery's settings, where a project says nothing else.
+DEFAULTS = {
+    "result_backend": "tasks_app.backend:RecordBackend",
+    "result_expires": None,  # results are kept with their records
+    "task_publish_retry": False,  # the relay publishes what a submitter could not
+    "worker_disable_rate_limits": True,  # a task's rate_limit is kept in Postgres, across all workers
+    "worker_cancel_long_running_tasks_on_connection_loss": False,
+    "broker_connection_retry_on_startup": True,
+    "broker_connection_max_retries": None,
+    "broker_transport_options": {
+        "priority_steps": list(range(10)),
+        "socket_connect_timeout": 1,
+        "socket_timeout": 5,  # above the worker's blocking pop of one second
+        "socket_keepalive": True,
+    },
+    # The Django fixup reads this one by its full name. Without it, it closes the database connection around every task.
+    "CELERY_DB_REUSE_MAX": 1_000_000_000,
+}
 
 
 class RecordingCelery(BuildingCelery):
@@ -59,6 +79,11 @@ class RecordingCelery(BuildingCelery):
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
         self.steps["worker"].add("tasks_app.workers:Upkeep")
+
+    def _load_config(self):
+        conf = super()._load_config()
+        conf.maps.insert(len(conf.maps) - 1, DEFAULTS)  # below a project's settings, above Celery's own defaults
+        return conf
 
     AsyncResult = cached_property(
         lambda self: self.subclass_with_self("tasks_app.waiting:RecordedResult", "AsyncResult", reverse="AsyncResult")

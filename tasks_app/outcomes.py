@@ -7,15 +7,14 @@ from typing import Any
 
 from celery.utils.saferepr import saferepr
 from celery.utils.serialization import create_exception_cls
-from django.conf import settings
 from django_celery_results.backends.database import DatabaseBackend
 from kombu.exceptions import EncodeError
 
 from tasks_app import states
+from tasks_app.conf import conf
 from tasks_app.models import printable
 
 #: Characters of a result, as JSON, of an exception's message and of a traceback that are kept.
-RESULT_MAX: int = getattr(settings, "TASK_RESULT_MAX_BYTES", 1_048_576)
 
 
 class OutcomeBackend(DatabaseBackend):
@@ -56,14 +55,14 @@ class OutcomeBackend(DatabaseBackend):
         except (EncodeError, TypeError, ValueError, RecursionError) as error:
             note = f"Not JSON, kept as its repr: {error}"[:200]
             kept = self.encode_content(_repr(result))
-        if (length := len(kept[2])) <= RESULT_MAX:
+        if (length := len(kept[2])) <= conf.TASK_RESULT_MAX_BYTES:
             return kept, note
-        note = f"Cut: {length:,} characters as JSON, {RESULT_MAX:,} are kept"
+        note = f"Cut: {length:,} characters as JSON, {conf.TASK_RESULT_MAX_BYTES:,} are kept"
         if exception[0]:
             return self.encode_content(
                 {"exc_type": exception[0], "exc_message": [exception[1]], "exc_module": result.get("exc_module")}
             ), note
-        return self.encode_content(f"{kept[2][:RESULT_MAX]} … ({note})"), note
+        return self.encode_content(f"{kept[2][: conf.TASK_RESULT_MAX_BYTES]} … ({note})"), note
 
 
 def words_of(result, state: str) -> tuple[str, str]:
@@ -84,9 +83,9 @@ def _exception_words(result) -> tuple[str, str]:
 def cut(text: str) -> str:
     """`text` as Postgres can hold it, without its middle where it is too long."""
     text = printable(text)
-    if len(text) <= RESULT_MAX:
+    if len(text) <= (most := conf.TASK_RESULT_MAX_BYTES):
         return text
-    return f"{text[: RESULT_MAX // 2]}\n… ({len(text):,} characters) …\n{text[-RESULT_MAX // 2 :]}"
+    return f"{text[: most // 2]}\n… ({len(text):,} characters) …\n{text[-most // 2 :]}"
 
 
 def _repr(value) -> str:

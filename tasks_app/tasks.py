@@ -8,8 +8,9 @@ from collections.abc import Iterable
 from urllib.parse import urlsplit
 
 from celery import shared_task
-from django.conf import settings
 from django.core.management import CommandError, call_command
+
+from tasks_app.conf import conf
 
 Number = int | float
 
@@ -38,7 +39,7 @@ async def number_sum(*numbers):
 @shared_task(name="run_command")
 def run_command(command: str, *args: str, **options: str) -> str:
     """Run a Django management command that RUN_COMMAND_ALLOWED names; its output is the result."""
-    if command not in settings.RUN_COMMAND_ALLOWED:
+    if command not in conf.RUN_COMMAND_ALLOWED:
         raise CommandError(f"{command!r} is not among the commands that RUN_COMMAND_ALLOWED names.")
     output = io.StringIO()
     call_command(command, *args, stdout=output, stderr=output, no_color=True, **options)
@@ -74,7 +75,7 @@ def _connect(scheme: str, host: str, port: int | None, timeout: float) -> http.c
     """A connection to the very address that was checked: a name that resolves anew could point elsewhere by then."""
     port = port or {"http": 80, "https": 443}[scheme]
     address = str(socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][4][0])
-    if not settings.HTTP_REQUEST_ALLOW_PRIVATE and not _is_public(address):
+    if not conf.HTTP_REQUEST_ALLOW_PRIVATE and not _is_public(address):
         raise ValueError(f"{host} ({address}) is not a public address; HTTP_REQUEST_ALLOW_PRIVATE would allow it.")
     cls = {"http": http.client.HTTPConnection, "https": http.client.HTTPSConnection}[scheme]
     connection = cls(host, port, timeout=timeout)

@@ -27,7 +27,8 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import RedisError
 
 from tasks_app.formats import unpacked
-from tasks_app.messages import DEEPEST, is_count, is_deeper, is_id
+from tasks_app.messages import is_count, is_id
+from tasks_app.storable import DEEPEST, is_deeper
 
 logger = logging.getLogger(__name__)
 

@@ -1,6 +1,6 @@
 from django.urls import path, register_converter
 
-from tasks_app import views
+from tasks_app.pages import overview, task, tasks
 
 
 class TaskId:
@@ -30,13 +30,13 @@ register_converter(TaskPart, "task_part")
 app_name = "tasks"
 # A task's id may be any text: what is done to one stands before it in the address.
 urlpatterns = [
-    path("", views.overview, name="overview"),
-    path("parts/", views.parts_alive, name="parts"),
-    path("tasks/", views.task_list, name="list"),
-    path("tasks/-/revoke/<task_id:task_id>", views.revoke, name="revoke"),
-    path("tasks/-/terminate/<task_id:task_id>", views.terminate, name="terminate"),
-    path("tasks/-/revoke-workflow/<task_id:task_id>", views.revoke_workflow, name="revoke_workflow"),
-    path("tasks/-/rerun/<task_id:task_id>", views.rerun, name="rerun"),
-    path("tasks/-/<task_part:what>/<task_id:task_id>", views.task_value, name="value"),
-    path("tasks/<task_id:task_id>", views.task_detail, name="detail"),
+    path("", overview.overview, name="overview"),
+    path("parts/", overview.parts_alive, name="parts"),
+    path("tasks/", tasks.task_list, name="list"),
+    path("tasks/-/revoke/<task_id:task_id>", task.revoke, name="revoke"),
+    path("tasks/-/terminate/<task_id:task_id>", task.terminate, name="terminate"),
+    path("tasks/-/revoke-workflow/<task_id:task_id>", task.revoke_workflow, name="revoke_workflow"),
+    path("tasks/-/rerun/<task_id:task_id>", task.rerun, name="rerun"),
+    path("tasks/-/<task_part:what>/<task_id:task_id>", task.task_value, name="value"),
+    path("tasks/<task_id:task_id>", task.task_detail, name="detail"),
 ]

@@ -34,12 +34,13 @@ from django.db.backends.signals import connection_created
 from kombu.exceptions import OperationalError
 
 from tasks_app import checks
+from tasks_app.conf import conf
 from tasks_app.coroutines import close_event_loop, event_loop_runner
 from tasks_app.execution import busy_threads, gen_of
-from tasks_app.leases import SHUTDOWN_GRACE, Leases, effective, terminated
-from tasks_app.maintenance import Relay
+from tasks_app.leases import Leases, effective, terminated
 from tasks_app.models import TaskRecord
 from tasks_app.publishing import GEN_HEADER, marker
+from tasks_app.relay.loop import Relay
 
 logger = logging.getLogger(__name__)
 
@@ -102,7 +103,7 @@ class Upkeep(bootsteps.StartStopStep):
         threading.Thread(target=self._begin_end, daemon=True).start()
 
     def _begin_end(self):
-        self.leases.hand_back_after(SHUTDOWN_GRACE)
+        self.leases.hand_back_after(conf.WORKER_SHUTDOWN_GRACE)
         self.relay.stop()
 
     def stop(self, worker):

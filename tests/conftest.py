@@ -10,7 +10,7 @@ from celery import current_app
 from django.conf import settings
 from django.test.utils import setup_databases
 
-from scheduling_app import drift
+from scheduling_app.sources import drift
 from tasks_app import publishing
 from tasks_app.models import TaskRecord
 

@@ -6,8 +6,8 @@ from django.urls import reverse
 from django.utils.html import format_html
 from django.utils.safestring import SafeString
 
-from scheduling_app import drift
-from scheduling_app.outlook import Mark
+from scheduling_app.ledger.marks import Mark
+from scheduling_app.sources import drift
 from tasks_app.templatetags.console import exact
 
 register = template.Library()

@@ -2,6 +2,7 @@ import re
 from datetime import datetime, timedelta
 
 from django import template
+from django.urls import reverse
 from django.utils import timezone
 from django.utils.html import format_html
 
@@ -13,9 +14,9 @@ UNITS = {"d": timedelta(days=1), "h": timedelta(hours=1), "min": timedelta(minut
 
 
 @register.simple_tag(takes_context=True)
-def current(context, path: str, exact: bool = False) -> bool:
-    """Whether the page shown is the one at `path`, or below it."""
-    here = context["request"].path
+def current(context, name: str, exact: bool = False) -> bool:
+    """Whether the page shown is the one that a URL's name leads to, or below it."""
+    here, path = context["request"].path, reverse(name)
     return here == path if exact else here.startswith(path)
 
 

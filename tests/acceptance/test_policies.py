@@ -6,7 +6,7 @@ from uuid import uuid4
 import pytest
 from django.utils import timezone
 
-from scheduling_app.firing import run_now
+from scheduling_app.ledger.firing import run_now
 from scheduling_app.models import CHANGED_CHANNEL, Calendar, Schedule, Window
 from tasks_app.models import TaskRecord
 from tasks_app.notify import notify

@@ -15,7 +15,7 @@ from django.db import connection, transaction
 from django.utils import timezone
 
 from scheduling_app.models import Schedule
-from scheduling_app.outlook import FINISHED, PAUSED, Outlook
+from scheduling_app.states import FINISHED, PAUSED, ScheduleRow
 from tasks_app.models import TaskRecord
 from tests.acceptance.processes import Manage, eventually
 from tests.acceptance.test_scheduler import (
@@ -111,7 +111,7 @@ def test_dates_run_once_and_disturb_nobody_though_the_scheduler_is_killed(schedu
     assert [executions(tag) for tag in tags] == [1, 1]
     for each in dates:
         assert fired(each) == [at]
-        assert (Outlook(again(each)).state, Outlook(again(each)).next_run_at) == (FINISHED, None)
+        assert (ScheduleRow(again(each)).state, ScheduleRow(again(each)).next_run_at) == (FINISHED, None)
         assert again(each).last_fire_at >= at
     assert_each_second_once(fired(every_time))
 
@@ -168,7 +168,7 @@ def test_a_paused_schedule_stays_so_when_it_is_edited_and_tells_when_it_last_ran
     before, last = fired(each), again(each).last_fire_at
     by_save(again(each), args=[2])
     time.sleep(1.2)  # nothing is to happen
-    shown = Outlook(again(each))
+    shown = ScheduleRow(again(each))
     assert (shown.state, shown.next_run_at, shown.last_run_at) == (PAUSED, None, last)
     assert fired(each) == before
 

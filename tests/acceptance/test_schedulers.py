@@ -11,7 +11,7 @@ from celery import current_app as app
 from django.db import connection, transaction
 from django.utils import timezone
 
-from scheduling_app import backfill
+from scheduling_app.ledger import backfill
 from scheduling_app.models import Backfill, Schedule
 from tasks_app import states
 from tasks_app.models import TaskRecord

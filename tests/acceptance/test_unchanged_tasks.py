@@ -527,7 +527,7 @@ def test_the_message_is_what_celery_would_send():
 
 
 def test_a_scheduler_announces_what_it_fires_once_and_outside_of_its_transaction():
-    from scheduling_app import firing
+    from scheduling_app.ledger import firing
     from scheduling_app.models import Schedule
 
     told = []

@@ -11,7 +11,7 @@ from django.db import transaction
 from django.utils import timezone
 from django_celery_results.models import TaskResult
 
-from scheduling_app.firing import run_now
+from scheduling_app.ledger.firing import run_now
 from scheduling_app.models import Schedule
 from tasks_app.client import CeleryClient
 from tasks_app.exceptions import TaskNotFound

@@ -73,9 +73,9 @@ def revoke_in_any_state() -> None:
 
 
 def no_rescue() -> None:
-    from tasks_app import maintenance
+    from tasks_app.relay import rescue
 
-    maintenance.rescue_lost = lambda limit=100: 0
+    rescue.rescue_lost = lambda limit=100: 0
 
 
 def no_renewal() -> None:
@@ -86,7 +86,7 @@ def no_renewal() -> None:
 
 def no_patience() -> None:
     """A rescuer that was blind takes at once for lost what nobody could renew."""
-    from tasks_app.maintenance import Rescuer
+    from tasks_app.relay.rescue import Rescuer
 
     end_lost_runs = Rescuer.end_lost_runs
 
@@ -109,7 +109,7 @@ def any_number_lost() -> None:
 
 
 def no_census() -> None:
-    from tasks_app.maintenance import Census
+    from tasks_app.relay.census import Census
 
     Census.look = lambda self: 0  # type: ignore[method-assign]
 
@@ -121,9 +121,9 @@ def no_epoch() -> None:
 
 
 def no_relay() -> None:
-    from tasks_app import maintenance
+    from tasks_app.relay import due
 
-    maintenance.publish_due = lambda limit=500: 0
+    due.publish_due = lambda limit=500: 0
 
 
 def publish_at_once() -> None:
@@ -177,7 +177,8 @@ def due_times_twice() -> None:
     """Each firing of a due time makes a row and a task."""
     from uuid import uuid4
 
-    from scheduling_app import firing, models
+    from scheduling_app import models
+    from scheduling_app.ledger import firing
 
     replace(models, "_INSERT_RUNS", "ON CONFLICT (schedule_id, scheduled_for) DO NOTHING", "")
     firing.uuid5 = lambda *_: uuid4()

@@ -7,11 +7,12 @@ from django.core.management.base import CommandError, CommandParser
 from django.db import transaction
 from django.utils import timezone
 
-from scheduling_app import parity
-from scheduling_app.importing import BEAT_FIELDS, Found, Over, Refused, from_periodic_task
+from scheduling_app.management.terminal import REFUSED, TerminalCommand, account, shown
 from scheduling_app.models import Schedule
-from scheduling_app.terminal import REFUSED, TerminalCommand, account, shown
-from tasks_app.pages import log
+from scheduling_app.sources import beat_times
+from scheduling_app.sources.beat import BEAT_FIELDS, from_periodic_task
+from scheduling_app.sources.found import Found, Over, Refused
+from tasks_app.history import log
 
 #: Differences around changes of the clocks that are printed of one task.
 MOST_ROWS = 6
@@ -61,7 +62,7 @@ class Command(TerminalCommand):
                 if schedule and schedule.owner:
                     raise Refused(f"App {schedule.owner} declares a schedule of that name. Rename one of them.")
                 found = from_periodic_task(task, now)
-                compared = parity.compare(task, found, now)
+                compared = beat_times.compare(task, found, now)
             except Refused as error:
                 self.count("over" if isinstance(error, Over) else "refused", task, str(error))
                 continue
@@ -87,7 +88,7 @@ class Command(TerminalCommand):
         paused = "" if schedule.enabled else ", paused"
         return f"{schedule.timing().describe()}{written}, {schedule.timezone}{paused}, task {schedule.task}"
 
-    def report(self, task: Any, found: Found, compared: parity.Parity, now: datetime) -> None:
+    def report(self, task: Any, found: Found, compared: beat_times.Parity, now: datetime) -> None:
         zone = found.schedule.timing().zone
         self.stdout.write(f"    {'Beat':<27}here")
         self.print_rows(compared.next, zone)
@@ -97,10 +98,10 @@ class Command(TerminalCommand):
         if len(compared.at_changes) > MOST_ROWS:
             self.stdout.write(f"    … and {len(compared.at_changes) - MOST_ROWS} more")
         reasons = dict.fromkeys(row.why for row in (*compared.next, *compared.at_changes) if row.why)
-        for note in (*reasons, *found.notes, *parity.notes_on(task, now)):
+        for note in (*reasons, *found.notes, *beat_times.notes_on(task, now)):
             self.stdout.write(self.style.WARNING(f"    {note}"))
 
-    def print_rows(self, rows: Sequence[parity.Row], zone: tzinfo) -> None:
+    def print_rows(self, rows: Sequence[beat_times.Row], zone: tzinfo) -> None:
         for row in rows:
             times = [shown(row.at if there else None, zone) for there in (row.in_beat, row.here)]
             self.stdout.write(f"    {'  '.join(times)}{'  differs' if row.why else ''}".rstrip())

@@ -6,13 +6,13 @@ from django.core.management.base import CommandError, CommandParser
 from django.db import transaction
 from django.utils import timezone
 
-from scheduling_app import clocks
-from scheduling_app.crontab import Line, read
+from scheduling_app.management.terminal import REFUSED, WRONG, TerminalCommand, account, shown
 from scheduling_app.models import Schedule
-from scheduling_app.terminal import REFUSED, WRONG, TerminalCommand, account, shown
-from scheduling_app.triggers import TimingError, preview
+from scheduling_app.sources.crontab_lines import Line, read
+from scheduling_app.timing import clocks
+from scheduling_app.timing.kinds import TimingError, preview
+from tasks_app.history import log
 from tasks_app.models import printable
-from tasks_app.pages import log
 
 #: Coming times that are printed of each line.
 TIMES = 5

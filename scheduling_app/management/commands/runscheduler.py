@@ -28,8 +28,8 @@ class Command(BaseCommand):
     sync_at, said = 0.0, ""
 
     def handle(self, **_):
-        from scheduling_app import drift
         from scheduling_app.manager import ApsSchedulerManager
+        from scheduling_app.sources import drift
         from tasks_app import checks
 
         for number in (signal.SIGTERM, signal.SIGINT):
@@ -64,7 +64,7 @@ class Command(BaseCommand):
 
     def missing(self) -> str:
         """What must be there before anything can fire, and is not; "" once that has begun."""
-        from scheduling_app.firing import fire_due
+        from scheduling_app.ledger.firing import fire_due
         from scheduling_app.outages import is_away
 
         if missing := self.missing_tables():
@@ -102,7 +102,7 @@ class Command(BaseCommand):
         """Bring the table in line with what apps declare. What the database refuses is said, and tried again later:
         all others fire meanwhile."""
         from scheduling_app.outages import is_away
-        from scheduling_app.sync import sync
+        from scheduling_app.sources.sync import sync
 
         try:
             report = sync()

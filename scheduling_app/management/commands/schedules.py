@@ -15,12 +15,14 @@ from django.db import transaction
 from django.utils import timezone
 from django.utils.dateparse import parse_datetime
 
-from scheduling_app import actions, clocks, exchange
-from scheduling_app.fields import placed
+from scheduling_app import actions
+from scheduling_app.form_fields import placed
+from scheduling_app.management.terminal import REFUSED, WRONG, TerminalCommand, account, named, shown
 from scheduling_app.models import Calendar, Schedule
-from scheduling_app.outlook import ON, PROBLEM, STATES, Outlook
-from scheduling_app.terminal import REFUSED, WRONG, TerminalCommand, account, named, shown
-from scheduling_app.triggers import Cron, Date, Interval, Timing, TimingError, parse_every
+from scheduling_app.sources import import_export
+from scheduling_app.states import ON, PROBLEM, STATES, ScheduleRow
+from scheduling_app.timing import clocks
+from scheduling_app.timing.kinds import Cron, Date, Interval, Timing, TimingError, parse_every
 
 #: Times that are printed at once.
 MOST_TIMES = 10_000
@@ -79,7 +81,7 @@ class Command(TerminalCommand):
 
     def do_list(self, *, state: str | None, json: bool, **_) -> None:
         schedules = Schedule.objects.filter(STATES[state]) if state else Schedule.objects.all()
-        rows = (Outlook(schedule) for schedule in schedules.order_by("name").iterator())
+        rows = (ScheduleRow(schedule) for schedule in schedules.order_by("name").iterator())
         if json:
             self.write_json([described(row) for row in rows])
             return
@@ -173,7 +175,7 @@ class Command(TerminalCommand):
             chosen = named(names, schedules)
             schedules = schedules.filter(pk__in=[schedule.pk for schedule in chosen])
             calendars = calendars.filter(pk__in=[schedule.blackout_id for schedule in chosen])
-        text = exchange.dump(schedules, calendars)
+        text = import_export.dump(schedules, calendars)
         if file == "-":
             self.stdout.write(text, ending="")
             return
@@ -189,15 +191,15 @@ class Command(TerminalCommand):
             raise CommandError(f"{file} cannot be read: {error}.", returncode=WRONG) from error
         try:
             with transaction.atomic():
-                changes = exchange.bring(exchange.load(text), account(), prune)
+                changes = import_export.bring(import_export.load(text), account(), prune)
                 transaction.set_rollback(not apply)
-        except exchange.ExchangeError as error:
+        except import_export.ExchangeError as error:
             raise CommandError(f"Nothing was written.\n{error}", returncode=REFUSED) from error
         self.print_changes(changes)
         if not apply:
             self.stdout.write("Nothing was written. Add --apply to write it.")
 
-    def print_changes(self, changes: Sequence[exchange.Change]) -> None:
+    def print_changes(self, changes: Sequence[import_export.Change]) -> None:
         for change in changes:
             if change.what in _MARKS:
                 runs = f", and its runs: {change.runs}" if change.runs else ""
@@ -217,7 +219,7 @@ class Command(TerminalCommand):
         self.stdout.write(json.dumps(value))
 
 
-def described(row: Outlook) -> dict[str, Any]:
+def described(row: ScheduleRow) -> dict[str, Any]:
     schedule = row.schedule
     return {
         "name": schedule.name,

@@ -1,0 +1,277 @@
+"""The forms of a schedule: what could not run, or not as meant, is refused here, with the field named.
+
+Fields that do not apply, those of another kind of timing among them, are cleared, whatever they hold: a form that hides
+them must not fail because of them. Times are typed as the clocks of the schedule's own zone show them.
+"""
+
+from collections.abc import Iterable
+from copy import copy
+from datetime import datetime, tzinfo
+
+from celery import current_app
+from django import forms
+from django.core.exceptions import ValidationError
+from django.urls import reverse
+from django.utils import timezone
+from django.utils.html import format_html
+
+from scheduling_app.conf import conf
+from scheduling_app.form_fields import ArgumentsField, WallTimeField, placed, wall
+from scheduling_app.models import Calendar, Schedule, default_timezone
+from scheduling_app.pages.preview import Preview, label_of, preview_of
+from scheduling_app.pages.sentences import sentences
+from scheduling_app.signatures import parameters_of, registered_tasks
+from scheduling_app.sources.rules import (
+    BLANK,
+    MOST_JITTER,
+    TIMING,
+    Complaint,
+    call_complaints,
+    past_complaint,
+    policy_complaints,
+)
+from scheduling_app.timing import clocks
+from scheduling_app.timing.kinds import Timing, TimingError
+from tasks_app.guard import LONGEST_BACKOFF
+
+Kind = Schedule.Kind
+
+#: The fields that only some kinds of timing have.
+KINDS_OF = {
+    "cron": [Kind.CRON],
+    "every": [Kind.INTERVAL],
+    "unit": [Kind.INTERVAL],
+    "run_at": [Kind.DATE],
+    "start_at": [Kind.CRON, Kind.INTERVAL],
+    "end_at": [Kind.CRON, Kind.INTERVAL],
+    "max_runs": [Kind.CRON, Kind.INTERVAL],
+}
+#: What a field holds that does not apply; any other None.
+CLEARED = {
+    "cron": "",
+    "unit": Schedule.Unit.MINUTES,
+    "max_instances": 1,
+    "blackout_action": Schedule.BlackoutAction.SKIP,
+}
+#: The rest of what the preview tells about.
+POLICIES = (
+    *("due_kwarg", "jitter", "max_runs", "blackout", "blackout_action"),
+    *("expires_after", "soft_time_limit", "time_limit"),
+    *("catch_up", "misfire_grace_time", "overlap", "max_instances"),
+    *("max_retries", "retry_backoff", "pause_after_failures"),
+)
+
+
+def number(**kwargs) -> forms.IntegerField:
+    """A field of a whole number, or blank."""
+    return forms.IntegerField(**{"required": False, "min_value": 1, **kwargs})
+
+
+class PlanForm(forms.ModelForm):
+    """When a schedule fires, and by which policies. Once valid, `timing` is what the schedulers go by."""
+
+    run_at = WallTimeField(required=False, help_text="In its time zone.")
+    timezone = forms.CharField(
+        max_length=64,
+        initial=default_timezone,
+        help_text="Such as Europe/Berlin.",
+        widget=forms.TextInput(attrs={"list": "zones", "spellcheck": "false", "autocomplete": "off"}),
+    )
+    start_at = WallTimeField(required=False, help_text="An interval counts from it.")
+    end_at = WallTimeField(required=False, help_text="Both in its time zone.")
+    jitter = number(min_value=0, max_value=MOST_JITTER, initial=0, help_text="Seconds later, at most.")
+    max_runs = number(help_text="Blank: no end.")
+    blackout = forms.ModelChoiceField(Calendar.objects, required=False, empty_label="Any time is fine")
+    blackout_action = forms.ChoiceField(choices=Schedule.BlackoutAction, required=False)
+    expires_after = number(help_text="Seconds.")
+    soft_time_limit = number(help_text="Seconds.")
+    time_limit = number(help_text="Seconds.")
+    misfire_grace_time = number(initial=3600, help_text="Seconds. Blank: any.")
+    max_instances = number(initial=1)
+    max_retries = number(help_text="Blank: as its task does.")
+    retry_backoff = number(min_value=0, max_value=LONGEST_BACKOFF, help_text="Seconds.")
+    pause_after_failures = number(help_text="In a row. Blank: never.")
+
+    class Meta:
+        model = Schedule
+        fields = [*TIMING, *POLICIES]
+        widgets = {
+            "kind": forms.RadioSelect,
+            "cron": forms.TextInput(
+                attrs={"spellcheck": "false", "autocomplete": "off", "placeholder": "0 9 * * mon-fri"}
+            ),
+            "due_kwarg": forms.TextInput(
+                attrs={"spellcheck": "false", "autocomplete": "off", "placeholder": "scheduled_for"}
+            ),
+        }
+        help_texts = {
+            "cron": "Minute, hour, day of month, month, day of week (0 and 7 are Sunday). Six fields: seconds first.",
+            "due_kwarg": "The argument by which the task is given its due time.",
+            "catch_up": "Of those that passed while no scheduler ran.",
+        }
+
+    def __init__(self, *args, now: datetime | None = None, **kwargs):
+        super().__init__(*args, **{"label_suffix": "", **kwargs})
+        self.now = now or timezone.now()
+        self.timing: Timing | None = None
+        for name, field in self.fields.items():
+            field.label = label_of(name)
+            field.disabled = bool(self.instance.owner) and name != "enabled"
+            if isinstance(field, WallTimeField) and isinstance(self.initial.get(name), datetime):
+                self.initial[name] = wall(self.initial[name], self.initial["timezone"])
+
+    @property
+    def timing_changed(self) -> bool:
+        return self.instance.pk is None or not set(TIMING).isdisjoint(self.changed_data)
+
+    def preview(self) -> Preview:
+        """What a schedule would do as the form now says, or of what it was opened with."""
+        shown = [name for name in (*TIMING, *POLICIES) if name in self.errors]
+        errors = {name: [str(each) for each in self.errors[name]] for name in shown}
+        schedule = copy(self.instance)  # which has what is valid
+        if not schedule.pk:
+            if not self.is_bound:
+                return Preview(sentences=sentences(schedule))
+            schedule.created_at = self.now
+        return preview_of(schedule, self.now, errors)
+
+    def clean_jitter(self) -> int:
+        return self.cleaned_data["jitter"] or 0
+
+    def clean_max_instances(self) -> int:
+        return self.cleaned_data["max_instances"] or 1
+
+    def clean_blackout_action(self) -> str:
+        return self.cleaned_data["blackout_action"] or Schedule.BlackoutAction.SKIP
+
+    def _get_validation_exclusions(self):
+        # That a kind has what it needs is said here at the field; the model's constraint would say it once more.
+        return super()._get_validation_exclusions() | {"kind"}  # type: ignore[misc]
+
+    def clean(self):
+        super().clean()
+        self._clear_what_does_not_apply()
+        self._complain(policy_complaints(self._given()))
+        if self.cleaned_data.get("kind"):
+            self._place_times()
+            if self.errors.keys().isdisjoint(TIMING):
+                self._clean_timing()
+        return self.cleaned_data
+
+    def _given(self) -> Schedule:
+        """A schedule of what is valid, for the rules that hold whatever road a definition comes by."""
+        return Schedule(**{name: value for name, value in self.cleaned_data.items() if value is not None})
+
+    def _complain(self, complaints: Iterable[Complaint]) -> None:
+        for name, said in complaints:
+            self.add_error(name, said)
+
+    def _clear_what_does_not_apply(self) -> None:
+        given = self.cleaned_data
+        cleared = [name for name, kinds in KINDS_OF.items() if given.get("kind") and given["kind"] not in kinds]
+        if given.get("overlap") == Schedule.Overlap.ALLOW:
+            cleared.append("max_instances")
+        if "blackout" in given and given["blackout"] is None:
+            cleared.append("blackout_action")
+        if "max_retries" in given and not given["max_retries"]:
+            cleared.append("retry_backoff")
+        for name in cleared:
+            self.errors.pop(name, None)
+            given[name] = CLEARED.get(name)
+
+    def _place_times(self) -> None:
+        """Give the typed wall times their zone."""
+        names = [name for name in ("run_at", "start_at", "end_at") if self.cleaned_data.get(name)]
+        try:
+            zone = clocks.zone(self.cleaned_data.get("timezone", ""))
+        except TimingError as error:
+            if "timezone" not in self.errors:
+                self.add_error("timezone", str(error))
+            for name in names:
+                del self.cleaned_data[name]
+            return
+        for name in names:
+            try:
+                self.cleaned_data[name] = self._placed(name, zone)
+            except ValidationError as error:
+                self.add_error(name, error)
+
+    def _placed(self, name: str, zone: tzinfo) -> datetime:
+        # What was not touched stays exact: a form shows neither microseconds nor the pass of a repeated hour.
+        if self.instance.pk and {name, "timezone"}.isdisjoint(self.changed_data):
+            return getattr(self.instance, name)
+        return placed(self.cleaned_data[name], zone)
+
+    def _clean_timing(self) -> None:
+        schedule = Schedule(**{name: self.cleaned_data[name] for name in TIMING})
+        schedule.created_at = self.instance.created_at if self.instance.pk else self.now
+        if schedule.kind == Kind.DATE and schedule.run_at is None:
+            self.add_error("run_at", "Say when: a date and a time.")
+            return
+        try:
+            self.timing = schedule.timing()
+        except TimingError as error:
+            self.add_error(error.field, str(error))
+
+
+class ScheduleForm(PlanForm):
+    """All of a schedule, as people define it. One that is declared in code can be switched on and off here, no more."""
+
+    task = forms.ChoiceField()
+    args = ArgumentsField(list, help_text="A JSON list.")
+    kwargs = ArgumentsField(dict, help_text="A JSON object.")
+    headers = ArgumentsField(dict, help_text="A JSON object: headers of the message, besides Celery's own.")
+    queue = forms.ChoiceField(required=False)
+    priority = forms.IntegerField(required=False, min_value=0, max_value=9)
+
+    class Meta(PlanForm.Meta):
+        what = ("name", "description", "task", "args", "kwargs", "headers", "queue", "priority", "enabled")
+        fields = [*what, *PlanForm.Meta.fields]
+        widgets = PlanForm.Meta.widgets | {"description": forms.Textarea(attrs={"rows": 1})}
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.fields["name"].error_messages["required"] = BLANK
+        self._offer_tasks(self.initial.get("task"))
+        self._offer_queues(self.initial.get("queue"))
+        default = current_app.conf.task_default_priority
+        self.fields["priority"].help_text = f"0 is most urgent, 9 least. Blank: {default}."
+        self.fields["enabled"].show_hidden_initial = True  # what it was when the form was opened: see the admin's save
+        self.fields["blackout"].help_text = format_html(
+            'A <a href="{}" target="_blank">calendar</a> of when it is not to run.',
+            reverse("admin:scheduling_app_calendar_changelist"),
+        )
+
+    def _offer_tasks(self, stored: str | None) -> None:
+        choices = [(name, f"{name}{parameters_of(task)}") for name, task in registered_tasks().items()]
+        if stored and stored not in dict(choices):
+            choices.append((stored, f"{stored} (not registered)"))
+            self.fields["task"].help_text = format_html(
+                '<strong class="schedule-warning">⚠ No task {} is registered now: its times are skipped.</strong> '
+                "Is its app in INSTALLED_APPS or EXTRA_APPS?",
+                stored,
+            )
+        self._offer("task", [("", "Choose a task"), *choices])
+
+    def _offer_queues(self, stored: str | None) -> None:
+        names = sorted({*current_app.amqp.queues, *filter(None, [stored])})
+        self._offer("queue", [("", f"{conf.queue} (default)"), *((name, name) for name in names)])
+
+    def _offer(self, name: str, choices: list[tuple[str, str]]) -> None:
+        field = self.fields[name]
+        assert isinstance(field, forms.ChoiceField)
+        field.choices = choices
+
+    def _get_validation_exclusions(self):
+        # A TextField's own cleaning would make Python's repr of a list.
+        return super()._get_validation_exclusions() | {"args", "kwargs", "headers"}
+
+    def clean(self):
+        super().clean()
+        if not self.instance.owner and {"task", "args", "kwargs", "due_kwarg"} <= self.cleaned_data.keys():
+            self._complain(call_complaints(self._given(), self.initial.get("task", "")))
+        if self.timing and self.timing_changed:
+            given = self._given()
+            given.created_at = self.instance.created_at if self.instance.pk else self.now
+            self._complain(filter(None, [past_complaint(given, None, self.now)]))
+        return self.cleaned_data

@@ -1,0 +1,6 @@
+from django.apps import AppConfig
+
+
+class TaskconsoleConfig(AppConfig):
+    name = "taskconsole"
+    verbose_name = "Task console"
