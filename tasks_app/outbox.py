@@ -50,7 +50,7 @@ def route_scheduled(name, args, kwargs, options, task=None, **_):
 
 
 #: What the console needs of Celery's settings, where a project says nothing else.
-DEFAULTS = {
+DEFAULTS: dict[str, Any] = {
     "result_backend": "tasks_app.backend:RecordBackend",
     "result_expires": None,  # results are kept with their records
     "task_publish_retry": False,  # the relay publishes what a submitter could not
