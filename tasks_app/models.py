@@ -446,6 +446,18 @@ class Duty(models.Model):
         return self.name
 
 
+class QueueReader(models.Model):
+    """A queue, and when a worker last said that it reads it (see queues.py)."""
+
+    queue = models.CharField(max_length=255, primary_key=True)
+    read_at = models.DateTimeField()
+
+    objects = WhereWritten()
+
+    def __str__(self):
+        return self.queue
+
+
 class Limit(models.Model):
     """What is shared by the tasks of one `limit_key`: its row is locked while a slot of theirs is given away."""
 

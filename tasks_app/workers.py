@@ -40,6 +40,7 @@ from tasks_app.execution import busy_threads, gen_of
 from tasks_app.leases import Leases, effective, terminated
 from tasks_app.models import TaskRecord
 from tasks_app.publishing import GEN_HEADER, marker
+from tasks_app.queues import Reading
 from tasks_app.relay.loop import Relay
 
 logger = logging.getLogger(__name__)
@@ -81,7 +82,7 @@ class Upkeep(bootsteps.StartStopStep):
         worker_shutting_down.connect(self.begin_end, sender=worker.hostname)
 
     def create(self, worker):
-        self.relay, self.leases = WorkerRelay(worker.app), Leases(worker.app)
+        self.relay, self.leases = WorkerRelay(worker), Leases(worker.app)
         if isinstance(worker.pool, thread.TaskPool):
             worker.pool.executor = ThreadPoolExecutor(worker.pool.limit, initializer=worker.app.set_current)
 
@@ -143,13 +144,20 @@ def _refuse_green(pool_cls) -> None:
 
 
 class WorkerRelay(Relay):
-    def __init__(self, app):
+    """The relay of a worker, which tells of its queues too."""
+
+    def __init__(self, worker):
         super().__init__()
-        self.app = app
+        self.worker, self._reading = worker, Reading()
 
     def run(self) -> None:
-        self.app.set_current()
+        self.worker.app.set_current()
         super().run()
+
+    def _turn(self) -> float:
+        if (consumer := getattr(self.worker.consumer, "task_consumer", None)) is not None:
+            self._reading.say({queue.name for queue in consumer.queues})
+        return super()._turn()
 
 
 class Opened:

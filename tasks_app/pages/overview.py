@@ -17,6 +17,7 @@ from tasks_app import states
 from tasks_app.health import check_celery_health
 from tasks_app.models import PHASES, TaskRecord
 from tasks_app.pages.shell import VIEW, page_or_part, staff_with
+from tasks_app.queues import unread
 
 #: Seconds that a page's part waits for the broker and the workers.
 PATIENCE = 1.0
@@ -35,6 +36,7 @@ def overview(request: HttpRequest) -> HttpResponse:
         "minutes": minutes(),
         "failing": failing() if request.user.has_perm(VIEW) else [],
         "queues": queues(),
+        "unread": unread(),
     }
     return page_or_part(request, "tasks_app/overview.html", "tasks_app/_overview.html", context)
 

@@ -19,6 +19,7 @@ from tasks_app.models import TaskRecord, TaskStep
 from tasks_app.pages.shell import CHANGE, STOP_POLLING, VIEW, is_live, page_or_part, staff_with
 from tasks_app.pages.tasks import LISTED
 from tasks_app.pages.tracebacks import frames
+from tasks_app.queues import unread
 from tasks_app.steps import is_to_come, still_to_come
 
 #: Characters of a value shown at first.
@@ -48,6 +49,7 @@ def task_detail(request: HttpRequest, task_id: str) -> HttpResponse:
         "traceback": _shown(traceback) if traceback else None,
         "frames": frames(_ends(traceback)) if traceback else [],
         "attempts": _attempts(record),
+        "unread": unread([record.queue]) if record.phase == "queued" else [],
         "family": family[:FAMILY],
         "has_more_family": len(family) > FAMILY,
         "has_open_family": has_open_family,

@@ -10,7 +10,7 @@ from django.db.migrations.executor import MigrationExecutor
 from django.utils import timezone
 from django.utils.module_loading import autodiscover_modules
 
-from tasks_app import broker
+from tasks_app import broker, queues
 from tasks_app.doctor import INVARIANTS, examine
 from tasks_app.health import check_celery_health
 
@@ -67,6 +67,9 @@ class Command(BaseCommand):
         for name, trouble in self.parts():
             self.report(not trouble, name, trouble)
             healthy &= not trouble
+        for each in queues.unread():
+            self.report(False, "queues are read", str(each))
+            healthy = False
         for words in broker.not_promised(current_app):
             self.stdout.write(f"{self.style.WARNING('note')}  not promised with this broker: {words}")
         return healthy
