@@ -4,3 +4,6 @@ from django.apps import AppConfig
 class TaskconsoleConfig(AppConfig):
     name = "taskconsole"
     verbose_name = "Task console"
+
+    def ready(self):
+        from taskconsole import checks  # noqa: F401 registers them

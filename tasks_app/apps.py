@@ -1,10 +1,23 @@
 from celery import current_app
-from django.apps import AppConfig
+from django.apps import AppConfig, apps
+from django.core.exceptions import ImproperlyConfigured
 
 
 class TasksConfig(AppConfig):
     name = "tasks_app"
     verbose_name = "Tasks"
+    #: What its tables and its pages stand on.
+    NEEDED = (
+        "django.contrib.admin", "django.contrib.auth", "django.contrib.contenttypes", "django.contrib.messages",
+        "django_celery_results", "django_htmx",
+    )  # fmt: skip
+
+    def import_models(self):
+        missing = [name for name in self.NEEDED if not apps.is_installed(name)]
+        if missing:
+            names = ", ".join(map(repr, missing))
+            raise ImproperlyConfigured(f"The task console needs {names} in INSTALLED_APPS, before 'tasks_app'.")
+        super().import_models()
 
     def ready(self):
         from tasks_app import checks, workers  # noqa: F401 registers the checks and the worker's signals

@@ -1,11 +1,15 @@
 """What `manage.py check` finds in the Celery apps of this process; workers and schedulers say it when they start."""
 
+import difflib
 import logging
 import sys
 
 from celery import Celery, _state
+from django.conf import global_settings, settings
 from django.core.checks import CheckMessage, Error, Warning, register, run_checks
+from django.db import DEFAULT_DB_ALIAS, connections
 
+from tasks_app.conf import KNOWN
 from tasks_app.outbox import RecordingCelery
 
 #: The tags of this console's checks, of those that need no database.
@@ -77,6 +81,43 @@ def broker_can_be_asked(app_configs, **_) -> list[CheckMessage]:
         for words in sorted(found)
         if words
     ]
+
+
+@register(TASKS)
+def settings_are_known_and_can_be(app_configs, **_) -> list[CheckMessage]:
+    found: list[CheckMessage] = []
+    for name, each in KNOWN.items():
+        value = getattr(settings, name, each.default)
+        if not each.fits(value):
+            words = f"The setting {name} must be {each.must_be}, not {value!r:.80}."
+            found.append(Error(words, hint=f"By default it is {each.default!r}.", id="tasks_app.E003"))
+    for name in sorted(set(filter(str.isupper, dir(settings))) - KNOWN.keys() - set(dir(global_settings))):
+        if close := difflib.get_close_matches(name, KNOWN, 1, cutoff=0.85):
+            words = f"The setting {name} is none of the console's: did you mean {close[0]}?"
+            found.append(Warning(words, hint="docs/settings.md lists them all.", id="tasks_app.W004"))
+    return found
+
+
+@register(TASKS)
+def records_are_in_postgres(app_configs, **_) -> list[CheckMessage]:
+    if connections[DEFAULT_DB_ALIAS].vendor == "postgresql":
+        return []
+    words = "The console keeps its records in Postgres, and the default database is none."
+    return [Error(words, hint='Use the engine "django.db.backends.postgresql" for it.', id="tasks_app.E005")]
+
+
+@register(TASKS)
+def results_close_their_records(app_configs, **_) -> list[CheckMessage]:
+    """The result backend is what writes a record's end: with another one, tasks run and are never seen to end."""
+    from tasks_app.backend import RecordBackend
+
+    hint = 'Set its result_backend to "tasks_app.backend:RecordBackend", which is the default where nothing is set.'
+    return [
+        Error(f"The Celery app {app.main!r} keeps its results elsewhere: its tasks would never be seen to end.",
+              hint=hint, id="tasks_app.E004")
+        for app in _recording_apps()
+        if not isinstance(app.backend, RecordBackend)
+    ]  # fmt: skip
 
 
 def _apps() -> list[Celery]:

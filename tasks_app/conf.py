@@ -11,6 +11,8 @@ from django.conf import settings
 
 T = TypeVar("T")
 Fits = Callable[[Any], bool]
+#: All settings of the console, by their names, as far as their packages are imported.
+KNOWN: dict[str, "Setting"] = {}
 
 
 class Setting(Generic[T]):
@@ -22,7 +24,7 @@ class Setting(Generic[T]):
         self.default, self.must_be, self.fits = default, must_be, fits
 
     def __set_name__(self, owner: type, name: str) -> None:
-        self.name = name
+        self.name, KNOWN[name] = name, self
 
     @overload
     def __get__(self, conf: None, owner: type) -> "Setting[T]": ...

@@ -4,7 +4,9 @@ import logging
 
 import pytest
 from celery import Celery, Task, _state, current_app, shared_task
+from django.apps import apps
 from django.core.checks import run_checks
+from django.core.exceptions import ImproperlyConfigured
 from django.db import connection
 
 from tasks_app import checks
@@ -30,7 +32,7 @@ def nothing():
 
 
 def app(kind: type[Celery], name: str) -> Celery:
-    return kind(name, set_as_current=False, fixups=[], broker="memory://", backend="cache+memory://")
+    return kind(name, set_as_current=False, fixups=[], broker="memory://")
 
 
 def found() -> list[tuple[str, str]]:
@@ -136,3 +138,43 @@ def test_a_check_that_raises_keeps_nobody_from_starting(alone, monkeypatch, capl
 def test_they_ask_no_database(alone, django_assert_num_queries):
     with django_assert_num_queries(0, connection=connection):
         found()
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "must_be"),
+    [
+        ("TASK_LEASE", "30s", "a number of seconds above 0"),
+        ("TASK_LEASE", 0, "a number of seconds above 0"),
+        ("TASK_MAX_LOST", 1.5, "a whole number of lost runs from 1 up"),
+        ("TASK_ADOPT_UNKNOWN", "no", "True or False"),
+        ("RUN_COMMAND_ALLOWED", "check", "a list of the names of management commands"),
+        ("CRON_QUEUE", "", "the name of a queue"),
+        ("SCHEDULE_RUNS_KEPT", True, "a whole number of runs from 1 up"),
+    ],
+)
+def test_a_setting_that_cannot_be_is_named(alone, settings, name, value, must_be):
+    setattr(settings, name, value)
+    assert found() == [("tasks_app.E003", f"The setting {name} must be {must_be}, not {value!r}.")]
+
+
+def test_a_setting_that_is_misspelt_is_named_and_those_of_others_are_not(alone, settings):
+    settings.TASK_LEASES = 30
+    settings.TASK_ALWAYS_EAGER = settings.TASKS = settings.CELERY_TASK_MAX_RETRIES = {}
+    assert found() == [("tasks_app.W004", "The setting TASK_LEASES is none of the console's: did you mean TASK_LEASE?")]
+
+
+def test_an_app_whose_results_go_elsewhere_is_named(alone):
+    alone.add(RecordingCelery("other", set_as_current=False, fixups=[], broker="memory://", backend="cache+memory://"))
+    ((error, words),) = found()
+    assert (error, "'other' keeps its results elsewhere" in words) == ("tasks_app.E004", True)
+
+
+def test_pages_without_an_address_are_named(alone, settings):
+    settings.ROOT_URLCONF = "django.contrib.auth.urls"
+    assert ("taskconsole.W001", "The console's pages have no address, so nothing can link to them.") in found()
+
+
+def test_what_is_missing_beneath_is_named_before_anything_else_fails(monkeypatch):
+    monkeypatch.setattr(apps, "is_installed", lambda name: name != "django_htmx")
+    with pytest.raises(ImproperlyConfigured, match="needs 'django_htmx' in INSTALLED_APPS, before 'tasks_app'"):
+        apps.get_app_config("tasks_app").import_models()
