@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from celery import Task, current_app
 
+from tasks_app.conf import conf
 from tasks_app.exceptions import InvalidSubmission
 from tasks_app.messages import check_headers
 
@@ -36,6 +37,24 @@ def arguments_of(schedule: "Schedule", scheduled_for: datetime) -> tuple[list, d
     if not schedule.due_kwarg:
         return schedule.args, schedule.kwargs
     return schedule.args, schedule.kwargs | {schedule.due_kwarg: scheduled_for.astimezone(UTC).isoformat()}
+
+
+def named_queue(schedule: "Schedule") -> str | None:
+    """The queue that it, CRON_QUEUE or its task names; None where the project's routes decide."""
+    task = current_app.tasks.get(schedule.task)
+    return schedule.queue or conf.CRON_QUEUE or getattr(task, "queue", None)
+
+
+def queue_of(schedule: "Schedule") -> str:
+    """The queue of its runs. (A route that goes by the arguments may choose another one.)"""
+    return named_queue(schedule) or routed_queue(schedule.task, {})
+
+
+def routed_queue(name: str, headers: dict[str, Any]) -> str:
+    """The queue to which the project's routes send a task with these headers and no arguments."""
+    options = {"headers": headers} if headers else {}
+    routed = current_app.amqp.router.route(options, name, (), {}, current_app.tasks.get(name)).get("queue")
+    return str(getattr(routed, "name", routed) or current_app.amqp.default_queue.name)
 
 
 def drift(schedule: "Schedule") -> str:

@@ -10,11 +10,10 @@ from django.db.models import F, OuterRef, Q
 from django.db.models.functions import JSONObject
 from django.utils import timezone
 
-from scheduling_app.conf import conf
 from scheduling_app.ledger.marks import FIELDS, Mark
 from scheduling_app.ledger.policies import PUNCTUAL
 from scheduling_app.models import Schedule, ScheduleRun
-from scheduling_app.signatures import drift
+from scheduling_app.signatures import drift, queue_of
 from scheduling_app.timing.kinds import TimingError
 from tasks_app.models import printable
 
@@ -82,7 +81,7 @@ class ScheduleRow:
 
     @property
     def queue(self) -> str:
-        return self.schedule.queue or conf.queue
+        return queue_of(self.schedule)
 
     @property
     def next_run_at(self) -> datetime | None:

@@ -15,7 +15,6 @@ from django.urls import reverse
 from django.utils import timezone
 from django.utils.html import format_html
 
-from scheduling_app.conf import conf
 from scheduling_app.form_fields import ArgumentsField, WallTimeField, placed, wall
 from scheduling_app.models import Calendar, Schedule, default_timezone
 from scheduling_app.pages.preview import Preview, label_of, preview_of
@@ -32,6 +31,7 @@ from scheduling_app.sources.rules import (
 )
 from scheduling_app.timing import clocks
 from scheduling_app.timing.kinds import Timing, TimingError
+from tasks_app.conf import conf
 from tasks_app.guard import LONGEST_BACKOFF
 
 Kind = Schedule.Kind
@@ -255,7 +255,8 @@ class ScheduleForm(PlanForm):
 
     def _offer_queues(self, stored: str | None) -> None:
         names = sorted({*current_app.amqp.queues, *filter(None, [stored])})
-        self._offer("queue", [("", f"{conf.queue} (default)"), *((name, name) for name in names)])
+        default = f"{conf.CRON_QUEUE} (default)" if conf.CRON_QUEUE else "Where its task goes by default"
+        self._offer("queue", [("", default), *((name, name) for name in names)])
 
     def _offer(self, name: str, choices: list[tuple[str, str]]) -> None:
         field = self.fields[name]

@@ -32,7 +32,7 @@ from scheduling_app.ledger.policies import (
 )
 from scheduling_app.models import Calendar, Schedule, ScheduleQuerySet, ScheduleRun
 from scheduling_app.outages import is_away
-from scheduling_app.signatures import arguments_of, drift
+from scheduling_app.signatures import arguments_of, drift, named_queue
 from scheduling_app.timing.kinds import TimingError, jittered
 from tasks_app import states
 from tasks_app.exceptions import DuplicateTask, NotUnique, TaskConsoleError
@@ -216,8 +216,8 @@ class Patterns(dict[tuple, TaskRecord]):
     def of(self, schedule: Schedule, args: Any, kwargs: Any) -> TaskRecord:
         key = (schedule.task, schedule.queue, schedule.priority, schedule.soft_time_limit, schedule.time_limit)
         if key not in self:
-            name, queue, priority, soft, hard = key
-            options = {"queue": queue or conf.queue, "priority": priority}
+            name, _, priority, soft, hard = key
+            options = {"priority": priority} | ({"queue": queue} if (queue := named_queue(schedule)) else {})
             limits = {"soft_time_limit": soft, "time_limit": hard}
             self[key] = current_app.build_record(name, args, kwargs, announce=False, **options, **limits)
         return self[key]

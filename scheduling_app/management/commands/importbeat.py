@@ -1,3 +1,4 @@
+import sys
 from collections.abc import Sequence
 from datetime import datetime, tzinfo
 from typing import Any
@@ -9,6 +10,7 @@ from django.utils import timezone
 
 from scheduling_app.management.terminal import REFUSED, TerminalCommand, account, shown
 from scheduling_app.models import Schedule
+from scheduling_app.signatures import queue_of, routed_queue
 from scheduling_app.sources import beat_times
 from scheduling_app.sources.beat import BEAT_FIELDS, from_periodic_task
 from scheduling_app.sources.found import Found, Over, Refused
@@ -40,13 +42,28 @@ class Command(TerminalCommand):
             "does not have, stay as they are",
         )
 
-    def handle(self, *, apply: bool, disable_imported: bool, update: bool, **_):
+        queues = parser.add_mutually_exclusive_group()
+        queues.add_argument(
+            "--keep-queues",
+            dest="moves",
+            action="store_false",
+            default=None,
+            help="tasks that name no queue stay in the one to which Beat sends them; the schedules name it",
+        )
+        queues.add_argument(
+            "--move-queues", dest="moves", action="store_true", help="they go to the queue of schedules (CRON_QUEUE)"
+        )
+
+    def handle(self, *, apply: bool, disable_imported: bool, update: bool, moves: bool | None, **_):
         if not apps.is_installed("django_celery_beat"):
             raise CommandError("django_celery_beat is not in INSTALLED_APPS, so there are no tables to import from.")
         self.imported: list[int] = []
+        self.moves, self.moving = moves, dict[str, tuple[str, str]]()
         self.counts = {"new": 0, "updated": 0, "there already": 0, "over": 0, "refused": 0}
         with transaction.atomic():
             self.import_all(timezone.now(), apply, update)
+            if apply and self.moving and moves is None:
+                self.ask_about_queues()
             if apply and disable_imported:
                 self.disable()
         self.conclude(apply, disable_imported)
@@ -62,6 +79,7 @@ class Command(TerminalCommand):
                 if schedule and schedule.owner:
                     raise Refused(f"App {schedule.owner} declares a schedule of that name. Rename one of them.")
                 found = from_periodic_task(task, now)
+                self.settle_queue(found)
                 compared = beat_times.compare(task, found, now)
             except Refused as error:
                 self.count("over" if isinstance(error, Over) else "refused", task, str(error))
@@ -77,6 +95,28 @@ class Command(TerminalCommand):
             self.imported.append(task.pk)
             if apply:
                 self.write(found.schedule, schedule)
+
+    def settle_queue(self, found: Found) -> None:
+        """Where Beat and a schedule send it to two queues, name that of Beat's, unless it is to move."""
+        schedule = found.schedule
+        if schedule.queue:
+            return
+        beats, ours = routed_queue(schedule.task, {"periodic_task_name": schedule.name}), queue_of(schedule)
+        if beats == ours:
+            return
+        if self.moves is False:
+            schedule.queue = beats
+            return
+        self.moving[schedule.name] = (beats, ours)
+        found.notes.append(f"Beat sends it to the queue {beats}; as a schedule it goes to {ours}.")
+
+    def ask_about_queues(self) -> None:
+        """Move what goes to another queue than before only where somebody says so; what is written is undone else."""
+        ways = sorted({f"from {beats} to {ours}" for beats, ours in self.moving.values()})
+        said = f"{len(self.moving)} would move {', '.join(ways)}"
+        if sys.stdin.isatty() and input(f"{said}. Do workers read that queue, and shall they? [y/N] ").lower() == "y":
+            return
+        raise CommandError(f"{said}. Add --keep-queues, or --move-queues. Nothing was written.", returncode=REFUSED)
 
     def count(self, what: str, task: Any, said: str) -> None:
         self.counts[what] += 1

@@ -4,12 +4,14 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 from celery import current_app as app
+from celery.app import routes
 from django.db import IntegrityError, connection, transaction
 from django.utils import timezone
 
 from scheduling_app.conf import conf
 from scheduling_app.ledger import firing, planning
 from scheduling_app.models import Backfill, Schedule, ScheduleRun
+from scheduling_app.signatures import queue_of
 from tasks_app.models import TaskRecord
 
 pytestmark = [pytest.mark.django_db, pytest.mark.usefixtures("published")]
@@ -128,6 +130,19 @@ def test_the_cron_queue_is_where_it_goes_unless_told():
     schedule = due(timedelta(seconds=1))
     firing.fire_due()
     assert schedule.runs.get().record.queue == "cron_queue"
+
+
+def test_without_one_it_goes_where_its_task_goes(settings, monkeypatch):
+    settings.CRON_QUEUE = None
+    by_route = [routes.MapRoute({"sample.noop": {"queue": "routed"}})]
+    monkeypatch.setattr(app.amqp, "router", routes.Router(by_route, app.amqp.queues, True, app))
+    monkeypatch.setattr(app.tasks["sample.pid"], "queue", "its_own", raising=False)
+    expected = {"sample.noop": "routed", "sample.pid": "its_own", "sample.ignored": "celery_queue"}
+    for task in expected:
+        due(timedelta(seconds=1), name=task, task=task, args=[])
+    firing.fire_due()
+    assert dict(ScheduleRun.objects.values_list("schedule__task", "record__queue")) == expected
+    assert {schedule.task: queue_of(schedule) for schedule in Schedule.objects.all()} == expected
 
 
 def test_a_time_that_fired_already_does_not_fire_again(published, commits):

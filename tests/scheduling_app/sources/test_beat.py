@@ -6,6 +6,7 @@ from itertools import islice
 import pytest
 import time_machine
 from celery import current_app
+from celery.app import routes
 from django.contrib.admin.models import LogEntry
 from django.core.management import CommandError, call_command
 from django.utils import timezone
@@ -346,3 +347,44 @@ def test_a_row_that_celery_itself_cannot_read_is_refused_and_the_others_are_show
         'refused: twice: kwargs: no JSON that means one thing: line 1, column 10: the key "a" is there twice.' in said
     )
     assert "refused: no number: args: " in said
+
+
+# Queues
+
+
+@pytest.fixture
+def beats_queue(monkeypatch):
+    """Beat's tasks go by the routes, which know nothing of CRON_QUEUE; a schedule's go there."""
+    monkeypatch.setattr(current_app.amqp, "router", routes.Router(queues=current_app.amqp.queues, app=current_app))
+    task = interval(1, "hours")
+    task.interval.save()
+    task.save()
+    return "celery_queue"
+
+
+@pytest.mark.django_db
+def test_a_queue_is_not_moved_without_a_word(beats_queue, capsys):
+    with pytest.raises(CommandError, match=r"1 would move from celery_queue to cron_queue\. Add --keep-queues"):
+        call_command("importbeat", "--apply")
+    assert "Beat sends it to the queue celery_queue; as a schedule it goes to cron_queue." in capsys.readouterr().out
+    assert not Schedule.objects.exists()
+
+
+@pytest.mark.django_db
+@pytest.mark.parametrize(("option", "queue"), [("--keep-queues", "celery_queue"), ("--move-queues", "")])
+def test_a_queue_is_kept_or_moved_as_it_is_said(beats_queue, option, queue):
+    call_command("importbeat", "--apply", option)
+    assert Schedule.objects.get().queue == queue
+
+
+@pytest.mark.django_db
+@pytest.mark.parametrize(("answer", "is_written"), [("y", True), ("", False)])
+def test_at_a_terminal_it_asks(beats_queue, monkeypatch, answer, is_written):
+    monkeypatch.setattr("sys.stdin.isatty", lambda: True)
+    monkeypatch.setattr("builtins.input", lambda asked: answer)
+    if is_written:
+        call_command("importbeat", "--apply")
+    else:
+        with pytest.raises(CommandError, match="Nothing was written"):
+            call_command("importbeat", "--apply")
+    assert Schedule.objects.exists() is is_written
