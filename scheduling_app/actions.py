@@ -11,13 +11,13 @@ from typing import Any
 from django.contrib.auth.models import AbstractBaseUser
 from django.db import transaction
 from django.db.models import QuerySet, TextChoices
-from django.utils import timezone
 
 from scheduling_app.ledger import backfill, firing
 from scheduling_app.ledger.backfill import BackfillError, DueTime
 from scheduling_app.ledger.policies import Run
 from scheduling_app.models import Backfill, Schedule, ScheduleRun
 from scheduling_app.timing.kinds import TimingError
+from tasks_app import moments
 from tasks_app.history import log
 
 
@@ -72,7 +72,7 @@ def _make_up_for(schedule: Schedule, user: AbstractBaseUser, only_latest: bool) 
     begun = None
     with contextlib.suppress(TimingError, BackfillError):
         begun = backfill.make_up_for(
-            schedule, schedule.switched_at, timezone.now(), only_latest=only_latest, by=user.get_username()
+            schedule, schedule.switched_at, moments.now(), only_latest=only_latest, by=user.get_username()
         )
     if not begun:
         return 0

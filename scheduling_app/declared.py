@@ -17,11 +17,11 @@ from typing import Any
 
 from celery import Task
 from django.apps import apps
-from django.utils import timezone
 
 from scheduling_app.models import Schedule
 from scheduling_app.sources.rules import ScheduleRefused, complaints
 from scheduling_app.timing.kinds import TimingError, parse_every
+from tasks_app import moments
 
 _FIELDS = {
     each.name: each
@@ -117,7 +117,7 @@ def _fill(row: Schedule, times: Mapping[str, Any], options: Mapping[str, Any]) -
 def _check(row: Schedule) -> None:
     if missing := [name for name, each in _FIELDS.items() if not each.null and getattr(row, name) is None]:
         raise DeclarationError(row.name, missing[0], "is not to be None; leave it out for the default.")
-    row.created_at = timezone.now()  # an interval counts from it
+    row.created_at = moments.now()  # an interval counts from it
     for wrong in complaints(row):
         raise DeclarationError(row.name, *wrong)
 

@@ -14,12 +14,12 @@ from apscheduler.schedulers.background import BackgroundScheduler
 from celery import Task
 from django.conf import settings
 from django.db import Error
-from django.utils import timezone as django_timezone
 
 from scheduling_app.jobstore import POLL, ScheduleJobStore, timing_fields
 from scheduling_app.models import CHANGED_CHANNEL, Schedule
 from scheduling_app.sources.rules import ScheduleRefused, check
 from scheduling_app.timing.kinds import Cron, Date, Interval, Timing, parse_every
+from tasks_app import moments
 from tasks_app.notify import Listener
 from tasks_app.relay.loop import Relay
 
@@ -86,7 +86,7 @@ class ApsSchedulerManager:
     def register_interval(self, task: Task | str, every: str, *, id: str, timezone: str = "", **options: Any) -> None:
         """Run `task` every so often: `every` is `30s`, `90m`, `2h`, `1d` or `1w`. Raises ScheduleError."""
         bounds = {key: options.pop(key, None) for key in ("start_at", "end_at")}
-        anchor = bounds["start_at"] or django_timezone.now()
+        anchor = bounds["start_at"] or moments.now()
         timing = Interval(*parse_every(every), anchor=anchor, timezone=timezone or settings.TIME_ZONE, **bounds)
         self._register(id, task, timing, options)
 
@@ -117,7 +117,7 @@ class ApsSchedulerManager:
         changed = copy(stored)
         for name, value in changes.items():
             setattr(changed, name, value)
-        check(changed, stored, django_timezone.now())
+        check(changed, stored, moments.now())
         self._existing(job_id).update(**changes)
 
     def remove_job(self, job_id: str) -> None:
@@ -126,7 +126,7 @@ class ApsSchedulerManager:
 
     def _register(self, name: str, task: Task | str, timing: Timing, options: dict[str, Any]) -> None:
         fields = timing_fields(timing) | _fields(task, self.defaults | options)
-        now = django_timezone.now()
+        now = moments.now()
         check(Schedule(name=name, created_at=now, **fields), _stored(name), now)
         if self.scheduler.running:
             _write(name, fields)

@@ -16,8 +16,9 @@ from django.db import models
 from django.db.models.functions import Now
 
 from scheduling_app.timing import blackout, kinds
-from tasks_app import states
+from tasks_app import moments, states
 from tasks_app.models import JSONText, TaskRecord, WhereWritten
+from tasks_app.moments import MomentField
 from tasks_app.statements import execute_many, rowset
 
 if TYPE_CHECKING:
@@ -36,7 +37,7 @@ def locked(rows: models.QuerySet) -> models.QuerySet:
 
     Those that another scheduler holds are left to it.
     """
-    return rows.annotate(database_now=Now()).select_for_update(skip_locked=True, of=("self",))
+    return rows.annotate(database_now=moments.Now()).select_for_update(skip_locked=True, of=("self",))
 
 
 class ScheduleQuerySet(models.QuerySet["Schedule"]):
@@ -88,8 +89,8 @@ class Window(models.Model):
     calendar = models.ForeignKey(Calendar, models.CASCADE, related_name="windows")
     cron = models.CharField(max_length=200, blank=True)
     minutes = models.PositiveIntegerField(null=True, blank=True, validators=[MinValueValidator(1)])
-    start_at = models.DateTimeField(null=True, blank=True)
-    end_at = models.DateTimeField(null=True, blank=True)
+    start_at = MomentField(null=True, blank=True)
+    end_at = MomentField(null=True, blank=True)
 
     class Meta:
         ordering = ["pk"]
@@ -169,10 +170,10 @@ class Schedule(models.Model):
     cron = models.CharField(max_length=200, blank=True)
     every = models.PositiveIntegerField(null=True, blank=True)
     unit = models.CharField(max_length=10, choices=Unit, default=Unit.MINUTES, blank=True)
-    run_at = models.DateTimeField(null=True, blank=True)
+    run_at = MomentField(null=True, blank=True)
     timezone = models.CharField(max_length=64, default=default_timezone)
-    start_at = models.DateTimeField(null=True, blank=True)
-    end_at = models.DateTimeField(null=True, blank=True)
+    start_at = MomentField(null=True, blank=True)
+    end_at = MomentField(null=True, blank=True)
     jitter = models.PositiveIntegerField(default=0)
     #: How often it fires at its times before it is finished.
     max_runs = models.PositiveIntegerField(null=True, blank=True, validators=[MinValueValidator(1)])
@@ -188,15 +189,15 @@ class Schedule(models.Model):
     blackout = models.ForeignKey(Calendar, models.PROTECT, null=True, blank=True, related_name="schedules")
     blackout_action = models.CharField(max_length=10, choices=BlackoutAction, default=BlackoutAction.SKIP)
 
-    created_at = models.DateTimeField(db_default=Now(), editable=False)
+    created_at = MomentField(db_default=Now(), editable=False)
     #: The queue of firing.fire_due.
-    next_fire_at = models.DateTimeField(null=True, editable=False)
+    next_fire_at = MomentField(null=True, editable=False)
     #: The queue of planning.plan_changed: set by the database's trigger when the timing changes. Times after it count.
-    changed_at = models.DateTimeField(null=True, editable=False)
-    last_fire_at = models.DateTimeField(null=True, editable=False)
+    changed_at = MomentField(null=True, editable=False)
+    last_fire_at = MomentField(null=True, editable=False)
     fired_count = models.PositiveIntegerField(default=0, db_default=0, editable=False)
     #: Since when it is on, or paused: set by the trigger. And why it was paused, where that was not by hand.
-    switched_at = models.DateTimeField(db_default=Now(), editable=False)
+    switched_at = MomentField(db_default=Now(), editable=False)
     note = models.CharField(max_length=500, blank=True, default="", db_default="", editable=False)
     #: What was planned when it was edited or paused too late to fire: kept by the trigger, for planning.plan_changed.
     missed = models.JSONField(null=True, editable=False)
@@ -297,8 +298,8 @@ class Backfill(models.Model):
     MOST = 10_000
 
     schedule = models.ForeignKey(Schedule, models.CASCADE, related_name="backfills")
-    start_at = models.DateTimeField()
-    end_at = models.DateTimeField()
+    start_at = MomentField()
+    end_at = MomentField()
     which = models.CharField(max_length=10, choices=Which, default=Which.MISSING)
     newest_first = models.BooleanField(default=False)
     #: How many of its runs may be unfinished at once.
@@ -307,8 +308,8 @@ class Backfill(models.Model):
     #: How many due times it has.
     total = models.PositiveIntegerField(default=0)
     created_by = models.CharField(max_length=150, blank=True)
-    created_at = models.DateTimeField(db_default=Now(), editable=False)
-    finished_at = models.DateTimeField(null=True, editable=False)
+    created_at = MomentField(db_default=Now(), editable=False)
+    finished_at = MomentField(null=True, editable=False)
 
     class Meta:
         ordering = ["-pk"]
@@ -341,8 +342,8 @@ class ScheduleRun(models.Model):
         INVALID = "invalid", "its definition is at fault"
 
     schedule = models.ForeignKey(Schedule, models.CASCADE, related_name="runs", db_index=False)  # `run_once` is one
-    scheduled_for = models.DateTimeField()
-    fired_at = models.DateTimeField(db_default=Now())
+    scheduled_for = MomentField()
+    fired_at = MomentField(db_default=Now())
     outcome = models.CharField(max_length=10, choices=Outcome)
     reason = models.CharField(max_length=20, choices=Reason)
     backfill = models.ForeignKey(Backfill, models.SET_NULL, null=True, related_name="runs", db_index=False)

@@ -8,13 +8,13 @@ from functools import cached_property
 from django.contrib.postgres.expressions import ArraySubquery
 from django.db.models import F, OuterRef, Q
 from django.db.models.functions import JSONObject
-from django.utils import timezone
 
 from scheduling_app.ledger.marks import FIELDS, Mark
 from scheduling_app.ledger.policies import PUNCTUAL
 from scheduling_app.models import Schedule, ScheduleRun
 from scheduling_app.signatures import drift, queue_of
 from scheduling_app.timing.kinds import TimingError
+from tasks_app import moments
 from tasks_app.models import printable
 
 #: Characters of a schedule's arguments that are shown on its page; the form has all of them.
@@ -89,7 +89,7 @@ class ScheduleRow:
 
     @property
     def is_overdue(self) -> bool:
-        return self.next_run_at is not None and self.next_run_at < timezone.now() - PUNCTUAL
+        return self.next_run_at is not None and self.next_run_at < moments.now() - PUNCTUAL
 
     @property
     def last_run_at(self) -> datetime | None:

@@ -20,7 +20,7 @@ from django.utils.dateparse import parse_datetime
 from kombu.serialization import prepare_accept_content
 from kombu.utils.uuid import uuid
 
-from tasks_app import messages
+from tasks_app import messages, moments
 from tasks_app.exceptions import InvalidSubmission
 from tasks_app.gathering import gathered
 from tasks_app.publishing import GEN_HEADER, Publisher, has_handlers
@@ -220,7 +220,7 @@ def _set_times(record: TaskRecord, countdown: Any, eta: Any, expires: Any) -> No
         record.countdown = record.publish_in = max(_seconds("eta", eta), 0)
     elif (at := _moment("eta", eta)) is not None:
         record.eta = at
-        if at > timezone.now() - LONG_PAST:
+        if at > moments.now() - LONG_PAST:
             record.publish_at = at
     if isinstance(expires, numbers.Real):
         record.expires_in = _seconds("expires", expires)

@@ -20,11 +20,11 @@ from celery.canvas import Signature, maybe_signature
 from celery.exceptions import ChordError
 from celery.result import GroupResult, ResultBase
 from django.db import DEFAULT_DB_ALIAS, InterfaceError, OperationalError, transaction
-from django.utils import timezone
 from django_celery_results.backends.database import DatabaseBackend
 from django_celery_results.models import ChordCounter, TaskResult
 from django_celery_results.models import GroupResult as StoredGroup
 
+from tasks_app import moments
 from tasks_app.execution import foreign_record, request_of
 from tasks_app.gathering import gathered, gathering
 from tasks_app.models import TaskRecord, TaskStep
@@ -100,7 +100,7 @@ class ChordBackend(DatabaseBackend):
     def is_interrupted(self, chord: ChordCounter) -> bool:
         """Whether a decided chord's members have ended for so long that nobody is about to send its body."""
         ids = [result.id for result in _leaves(chord.group_result(app=self.app))]
-        lately = timezone.now() - timedelta(seconds=INTERRUPTED_AFTER)
+        lately = moments.now() - timedelta(seconds=INTERRUPTED_AFTER)
         return not TaskRecord.objects.filter(task_id__in=ids, finished_at__gte=lately).exists()
 
     def end_interrupted(self, chord: ChordCounter) -> None:

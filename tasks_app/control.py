@@ -9,11 +9,10 @@ from celery.app.control import TERM_SIGNAME, Control
 from celery.platforms import signals
 from django.db import connection, transaction
 from django.db.models import Q
-from django.utils import timezone
 from kombu.exceptions import OperationalError
 from kombu.utils.functional import maybe_list
 
-from tasks_app import states
+from tasks_app import moments, states
 from tasks_app.transport import is_id
 
 logger = logging.getLogger(__name__)
@@ -74,7 +73,7 @@ class RecordingControl(Control):
         revoked = [
             TaskRecord(
                 task_id=step.task_id, name=step.name, root_id=step.root_id, parent_id=step.after_id,
-                state=states.REVOKED, exc_type="TaskRevokedError", exc_message="revoked", finished_at=timezone.now(),
+                state=states.REVOKED, exc_type="TaskRevokedError", exc_message="revoked", finished_at=moments.now(),
             )
             for step in steps if step.root_id in is_open
         ]  # fmt: skip

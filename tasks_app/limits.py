@@ -24,6 +24,7 @@ from celery import current_app
 from celery.utils.time import rate
 from django.db.models.functions import Now
 
+from tasks_app import moments
 from tasks_app.exceptions import InvalidSubmission
 from tasks_app.models import Limit, TaskRecord, printable
 from tasks_app.statements import brief_transaction, execute
@@ -144,7 +145,7 @@ def _give_slots(key: str, limits: Limits) -> int:
 
 def _locked(key: str):
     """The key's Limit with the time `now`, locked; None while another relay holds it."""
-    found = Limit.objects.annotate(now=Now()).select_for_update(skip_locked=True).filter(key=key)
+    found = Limit.objects.annotate(now=moments.Now()).select_for_update(skip_locked=True).filter(key=key)
     shared = found.first()
     if shared is None:
         Limit.objects.bulk_create([Limit(key=key)], ignore_conflicts=True)

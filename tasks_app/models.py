@@ -9,12 +9,12 @@ from django.db import DEFAULT_DB_ALIAS, models
 from django.db.models.base import ModelState
 from django.db.models.functions import Greatest, Least, Now
 from django.db.models.lookups import GreaterThanOrEqual, LessThanOrEqual
-from django.utils import timezone
 from kombu.utils.json import JSONEncoder, loads
 
-from tasks_app import states, storable
+from tasks_app import moments, states, storable
 from tasks_app.conf import conf
 from tasks_app.exceptions import InvalidSubmission
+from tasks_app.moments import MomentField
 from tasks_app.moves import GIVEN, PUBLISH_GRACE, TaskQuerySet
 
 #: Bytes of a task's arguments, as JSON; what a worker hands on within a workflow may be more.
@@ -130,19 +130,19 @@ class TaskRecord(models.Model):
     retries = models.PositiveIntegerField(default=0, db_default=0)
     max_retries = models.PositiveIntegerField(null=True)
 
-    eta = models.DateTimeField(null=True)
-    expires = models.DateTimeField(null=True)
-    created_at = models.DateTimeField(db_default=Now())
+    eta = MomentField(null=True)
+    expires = MomentField(null=True)
+    created_at = MomentField(db_default=Now())
     #: The queue of due.publish_due: when it is to publish this row. NULL: published, or finished.
-    publish_at = models.DateTimeField(null=True)
-    published_at = models.DateTimeField(null=True)
-    started_at = models.DateTimeField(null=True)
-    finished_at = models.DateTimeField(null=True)
+    publish_at = MomentField(null=True)
+    published_at = MomentField(null=True)
+    started_at = MomentField(null=True)
+    finished_at = MomentField(null=True)
 
     worker = models.CharField(max_length=255, default="", db_default="", blank=True)
     worker_pid = models.PositiveIntegerField(null=True)
     #: Until when its run is known to be alive, or its message to be held by a worker; renewed by leases.Leases.
-    lease_until = models.DateTimeField(null=True)
+    lease_until = MomentField(null=True)
     #: Runs that were lost with their worker, and the number of them at which it has failed (1: it is not repeated).
     lost_count = models.PositiveSmallIntegerField(default=0, db_default=0)
     max_lost = models.PositiveSmallIntegerField(default=1, db_default=1)
@@ -152,7 +152,7 @@ class TaskRecord(models.Model):
     refused = models.PositiveSmallIntegerField(default=0, db_default=0)
     missed = models.PositiveSmallIntegerField(default=0, db_default=0)
     #: When its run was asked to stop, and the signal by which its worker shall see to it, if any.
-    cancel_at = models.DateTimeField(null=True)
+    cancel_at = MomentField(null=True)
     cancel_signal = models.CharField(max_length=16, default="", db_default="", blank=True)
 
     #: Given by the submitter: a second submission with the same one is the first one.
@@ -160,12 +160,12 @@ class TaskRecord(models.Model):
     #: Of a task that is to be there once: "<while> <name> <digest of the arguments>" (see uniqueness.py).
     unique_key = models.CharField(max_length=255, null=True)  # noqa: DJ001
     #: Until when, where that is for a time; otherwise while it waits, or is unfinished.
-    unique_until = models.DateTimeField(null=True)
+    unique_until = MomentField(null=True)
     #: Whose limits it shares (see limits.py); since when it waits for a slot: the queue of limits.admit_parked; since
     #: when it holds one.
     limit_key = models.CharField(max_length=255, null=True)  # noqa: DJ001
-    parked_at = models.DateTimeField(null=True)
-    slot_at = models.DateTimeField(null=True)
+    parked_at = MomentField(null=True)
+    slot_at = MomentField(null=True)
 
     #: What had to be done to its result to keep it: cut, or not JSON.
     note = models.CharField(max_length=200, default="", db_default="", blank=True)
@@ -272,7 +272,7 @@ class TaskRecord(models.Model):
     @property
     def phase(self) -> str:
         """The state in people's words, one of PHASES."""
-        if self.state == states.PENDING and self.eta and self.eta > timezone.now():
+        if self.state == states.PENDING and self.eta and self.eta > moments.now():
             return "scheduled"
         if self.parked_at and self.is_waiting:
             return "limited"
@@ -292,14 +292,14 @@ class TaskRecord(models.Model):
         if self.phase == "scheduled" or not (self.started_at or self.is_waiting):
             return None
         since = max(filter(None, (self.created_at, self.eta)))
-        return max((self.started_at or timezone.now()) - since, timedelta(0))
+        return max((self.started_at or moments.now()) - since, timedelta(0))
 
     @property
     def ran(self) -> timedelta | None:
         """How long its last run took, or takes so far."""
         if not self.started_at or self.is_waiting:
             return None
-        return (self.finished_at or timezone.now()) - self.started_at
+        return (self.finished_at or moments.now()) - self.started_at
 
     def keep_attempt(
         self, exc_type: str = "", exc_message: str = "", traceback: str = "", state: str = states.RETRY
@@ -311,7 +311,7 @@ class TaskRecord(models.Model):
             worker=self.worker,
             worker_pid=self.worker_pid,
             started_at=self.started_at,
-            finished_at=self.finished_at or timezone.now(),
+            finished_at=self.finished_at or moments.now(),
             exc_type=exc_type,
             exc_message=exc_message,
             traceback=traceback,
@@ -417,8 +417,8 @@ class TaskAttempt(models.Model):
     state = models.CharField(max_length=16)
     worker = models.CharField(max_length=255)
     worker_pid = models.PositiveIntegerField(null=True)
-    started_at = models.DateTimeField(null=True)
-    finished_at = models.DateTimeField()
+    started_at = MomentField(null=True)
+    finished_at = MomentField()
     exc_type = models.CharField(max_length=255, blank=True)
     exc_message = models.TextField(blank=True)
     traceback = models.TextField(blank=True)
@@ -438,7 +438,7 @@ class Duty(models.Model):
 
     name = models.CharField(max_length=50, primary_key=True)
     holder = models.CharField(max_length=255)
-    done_at = models.DateTimeField()
+    done_at = MomentField()
 
     objects = WhereWritten()
 
@@ -463,7 +463,7 @@ class Limit(models.Model):
 
     key = models.CharField(max_length=255, primary_key=True)
     #: When the rate limit lets the next one start.
-    next_at = models.DateTimeField(db_default=Now())
+    next_at = MomentField(db_default=Now())
 
     objects = WhereWritten()
 

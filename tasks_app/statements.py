@@ -4,6 +4,7 @@ import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
+from datetime import UTC, datetime
 from typing import Any, cast
 
 import psycopg
@@ -27,11 +28,21 @@ def execute(sql: str, params: Sequence[Any], is_long: bool = False) -> psycopg.C
     raw = connection.connection
     if (cursor := getattr(raw, "console_cursor", None)) is None:
         cursor = raw.console_cursor = _Cursor(raw)
-        cursor.adapters.register_loader("timestamptz", TimestamptzLoader)  # Django's is in Python
+        in_utc = connection.timezone_name == "UTC"
+        cursor.adapters.register_loader(
+            "timestamptz", TimestamptzLoader if in_utc else _UtcLoader
+        )  # not Django's slow one
     with connection.wrap_database_errors:
         if is_long and (work := _meanwhile.get()):
             return cursor.execute_meanwhile(sql, params, work)
         return cursor.execute(sql, params)
+
+
+class _UtcLoader(TimestamptzLoader):
+    """Times of a connection that is in another zone (see moments.py)."""
+
+    def load(self, data: Any) -> datetime:
+        return super().load(data).astimezone(UTC)
 
 
 class _Cursor(psycopg.Cursor):

@@ -11,13 +11,13 @@ from django.contrib import admin
 from django.core.exceptions import ValidationError
 from django.db.models import Count
 from django.template.loader import render_to_string
-from django.utils import timezone
 
 from scheduling_app.form_fields import WallTimeField, placed, wall, zones
 from scheduling_app.models import Calendar, Window
 from scheduling_app.timing import clocks
 from scheduling_app.timing.blackout import Dated, Recurring, check_number, window
 from scheduling_app.timing.kinds import TimingError
+from tasks_app import moments
 
 #: Coming windows, and schedules in the way of a deletion, that a page lists.
 COMING, NAMED = 5, 20
@@ -135,9 +135,6 @@ class CalendarAdmin(admin.ModelAdmin):
     list_display = ["name", "timezone", "windows_count", "schedules_count"]
     search_fields = ["name", "description"]
 
-    class Media:
-        css = {"all": ["scheduling_app/schedules.css"]}
-
     def changeform_view(self, request, object_id=None, form_url="", extra_context=None):
         return super().changeform_view(request, object_id, form_url, (extra_context or {}) | {"zones": zones()})
 
@@ -164,7 +161,7 @@ class CalendarAdmin(admin.ModelAdmin):
         context: dict = {"calendar": calendar}
         try:
             zone = clocks.zone(calendar.timezone)
-            found = coming(calendar.blackout().windows, timezone.now(), COMING)
+            found = coming(calendar.blackout().windows, moments.now(), COMING)
             context["windows"] = [(start.astimezone(zone), end.astimezone(zone)) for start, end in found]
         except TimingError as error:
             context["problem"] = f"{error.field}: {error}"

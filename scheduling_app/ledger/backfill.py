@@ -12,7 +12,6 @@ from itertools import islice, takewhile
 from django.db import transaction
 from django.db.models import QuerySet
 from django.db.models.functions import Now
-from django.utils import timezone
 
 from scheduling_app.conf import conf
 from scheduling_app.ledger import policies
@@ -20,7 +19,7 @@ from scheduling_app.ledger.marks import Mark, marks_between
 from scheduling_app.ledger.policies import Outcome, Reason, Run
 from scheduling_app.models import CHANGED_CHANNEL, Backfill, Schedule, ScheduleRun
 from scheduling_app.timing.kinds import MICROSECOND
-from tasks_app import states
+from tasks_app import moments, states
 from tasks_app.notify import notify
 
 State, Which = Backfill.State, Backfill.Which
@@ -56,7 +55,7 @@ class DueTime:
 
 def due_times(schedule: Schedule, start: datetime, end: datetime) -> list[DueTime]:
     """The due times from `start` to `end`, both included, and not later than now. Raises TimingError, BackfillError."""
-    now = timezone.now()
+    now = moments.now()
     if end < start:
         raise BackfillError("It ends before it starts.")
     if start > now:

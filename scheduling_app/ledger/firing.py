@@ -15,7 +15,7 @@ from uuid import UUID, uuid5
 
 from celery import current_app
 from django.db import connection, transaction
-from django.db.models import Count, DateTimeField, Func, QuerySet
+from django.db.models import Count, Func, QuerySet
 from django.db.models.functions import Now
 
 from scheduling_app.conf import conf
@@ -38,6 +38,7 @@ from tasks_app import states
 from tasks_app.exceptions import DuplicateTask, NotUnique, TaskConsoleError
 from tasks_app.guard import RETRY_HEADER
 from tasks_app.models import TaskRecord, printable
+from tasks_app.moments import MomentField
 from tasks_app.statements import check_constraints, execute, load
 
 logger = logging.getLogger(__name__)
@@ -51,7 +52,7 @@ TRIMMED_EACH = 100
 _NAMESPACE = UUID("6f0e2c53-6d3a-4c3c-9a4f-2f6f2d6a6e51")
 
 #: The time itself, not that of the transaction's start: two runs by hand in one have times of their own.
-_CLOCK = Func(function="clock_timestamp", output_field=DateTimeField())
+_CLOCK = Func(function="clock_timestamp", output_field=MomentField())
 
 
 class Batch:

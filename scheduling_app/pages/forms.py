@@ -5,7 +5,6 @@ from datetime import datetime, timedelta
 
 from django import forms
 from django.core.exceptions import ValidationError
-from django.utils import timezone
 
 from scheduling_app import actions
 from scheduling_app.form_fields import WallTimeField, placed, wall
@@ -15,6 +14,7 @@ from scheduling_app.models import Backfill, Schedule
 from scheduling_app.states import STATE_WORDS
 from scheduling_app.timing import clocks
 from scheduling_app.timing.kinds import TimingError
+from tasks_app import moments
 
 #: The range of a backfill that is proposed.
 PROPOSED = timedelta(days=1)
@@ -59,7 +59,7 @@ class RangeForm(forms.Form):
     def __init__(self, *args, schedule: Schedule, now: datetime | None = None, **kwargs):
         self.schedule = schedule
         self.times: list[DueTime] = []
-        now = now or timezone.now()
+        now = now or moments.now()
         proposed = {"start_at": self._shown(now - PROPOSED), "end_at": self._shown(now)}
         super().__init__(*args, **{"label_suffix": "", "initial": proposed, **kwargs})
 

@@ -6,10 +6,9 @@ from dataclasses import dataclass
 from datetime import timedelta
 
 from django.db.models import Count
-from django.utils import timezone
 
 from scheduling_app.models import Backfill, ScheduleRun
-from tasks_app import states
+from tasks_app import moments, states
 from tasks_app.models import TaskRecord
 
 WAITING = ScheduleRun.Outcome.WAITING
@@ -57,7 +56,7 @@ class Progress:
         """Whether nothing of it has begun, though it is some time since it could."""
         began = self.phases.total() > self.waiting
         running = self.backfill.state == Backfill.State.RUNNING
-        return running and not began and timezone.now() - self.backfill.created_at > PATIENCE
+        return running and not began and moments.now() - self.backfill.created_at > PATIENCE
 
 
 def progress_of(backfills: Iterable[Backfill]) -> list[Progress]:

@@ -12,7 +12,6 @@ from django.db.models import Count, Q, QuerySet
 from django.http import HttpRequest, HttpResponse, HttpResponseBadRequest
 from django.shortcuts import get_object_or_404, redirect, render
 from django.urls import reverse
-from django.utils import timezone
 from django.utils.http import url_has_allowed_host_and_scheme
 from django.views.decorators.http import conditional_page, require_POST, require_safe
 
@@ -23,6 +22,7 @@ from scheduling_app.pages.forms import ResumeForm, RunFilter, ScheduleFilter
 from scheduling_app.pages.preview import preview_of
 from scheduling_app.pages.progress import progress_of
 from scheduling_app.states import STATE_WORDS, STATES, ScheduleRow, rows_of
+from tasks_app import moments
 from tasks_app.pages.shell import is_live, page_or_part, staff_with
 
 VIEW, CHANGE, ADD = (f"scheduling_app.{action}_schedule" for action in ("view", "change", "add"))
@@ -64,7 +64,7 @@ def schedule_detail(request: HttpRequest, pk: int) -> HttpResponse:
         "title": schedule.name,
         "row": rows_of([schedule])[0],
         "schedule": schedule,
-        "preview": preview_of(schedule, timezone.now()),
+        "preview": preview_of(schedule, moments.now()),
         "runs": runs,
         "before": before,
         "has_older": has_older,

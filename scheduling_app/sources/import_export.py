@@ -16,7 +16,6 @@ from typing import Any
 from django.contrib.auth.models import AbstractBaseUser
 from django.core.exceptions import ValidationError
 from django.db import models, transaction
-from django.utils import timezone
 from django.utils.dateparse import parse_datetime
 
 from scheduling_app.json_text import DEEPEST, JSONTextError, read_json
@@ -24,6 +23,7 @@ from scheduling_app.models import Calendar, Schedule, Window
 from scheduling_app.sources.rules import BLANK, UNSTORABLE, Complaint, complaints, text_complaint, type_complaint
 from scheduling_app.timing import blackout, clocks
 from scheduling_app.timing.kinds import TimingError
+from tasks_app import moments
 from tasks_app.history import log
 from tasks_app.models import JSONText
 
@@ -173,7 +173,7 @@ def _bring_schedule(entry: Entry, user: AbstractBaseUser) -> Change:
     row = Schedule.objects.select_related("blackout").filter(name=entry["name"]).first()
     old = _schedule_entry(row) if row else None
     if row is None:
-        row = Schedule(name=entry["name"], created_at=timezone.now())
+        row = Schedule(name=entry["name"], created_at=moments.now())
     if row.owner:
         _refuse(entry, [("name", f"app {row.owner} declares it. Change it there, and take it out of this text.")])
     _refuse(entry, _fill(row, {name: value for name, value in entry.items() if name not in ("model", "name")}))

@@ -13,12 +13,12 @@ from typing import Any
 
 from django.db import Error, IntegrityError, connection, transaction
 from django.db.models import Q, QuerySet
-from django.utils import timezone
 
 from scheduling_app.declared import DECLARED, Declared
 from scheduling_app.models import Calendar, Schedule
 from scheduling_app.outages import is_away
 from scheduling_app.sources.rules import past_complaint
+from tasks_app import moments
 
 logger = logging.getLogger(__name__)
 
@@ -118,7 +118,7 @@ def _bring(each: Declared, row: Schedule | None, calendars: Mapping[str, int], r
     if each.blackout and each.blackout not in calendars:
         return _left_alone(each, f"there is no calendar {each.blackout!r}. Make it in the admin.", report)
     columns = {**each.columns, "owner": each.owner, "blackout_id": calendars.get(each.blackout)}
-    now = timezone.now()
+    now = moments.now()
     wanted = Schedule(**columns, created_at=row.created_at if row else now)
     if past := past_complaint(wanted, row, now):  # not refused: code goes on to say what has been, and is over
         logger.warning("Schedule %r of app %s: %s.", each.name, each.owner, ": ".join(past))

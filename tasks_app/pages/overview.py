@@ -1,10 +1,11 @@
 """The overview: what is going on now, and what became of the last hour's tasks."""
 
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 
 from celery import current_app
 from celery.exceptions import OperationalError as CeleryOperationalError
+from django.db import transaction
 from django.db.models import Count, Max, Min, Q
 from django.db.models.functions import Left, TruncMinute
 from django.http import HttpRequest, HttpResponse
@@ -13,7 +14,7 @@ from django.utils import timezone
 from django.views.decorators.http import require_safe
 from kombu.exceptions import OperationalError
 
-from tasks_app import states
+from tasks_app import moments, states
 from tasks_app.health import check_celery_health
 from tasks_app.models import PHASES, TaskRecord
 from tasks_app.pages.shell import VIEW, page_or_part, staff_with
@@ -41,6 +42,7 @@ def overview(request: HttpRequest) -> HttpResponse:
     return page_or_part(request, "tasks_app/overview.html", "tasks_app/_overview.html", context)
 
 
+@transaction.non_atomic_requests
 @require_safe
 @staff_with()
 def parts_alive(request: HttpRequest) -> HttpResponse:
@@ -54,7 +56,7 @@ def phases_now() -> list[tuple[str, int]]:
     """How many tasks are in each phase: now, or within the last hour where it is a final one."""
     unfinished = {phase: PHASES[phase] for phase in ("scheduled", "queued", "limited", "running", "retrying")}
     now = TaskRecord.objects.unfinished().aggregate(**{name: Count("pk", filter=q) for name, q in unfinished.items()})
-    recent = TaskRecord.objects.filter(finished_at__gt=timezone.now() - HOUR)
+    recent = TaskRecord.objects.filter(finished_at__gt=moments.now() - HOUR)
     ended = recent.aggregate(**{name: Count("pk", filter=PHASES[name]) for name in ("succeeded", "failed", "revoked")})
     return [*now.items(), *ended.items()]
 
@@ -73,12 +75,12 @@ class Minute:
 
 def minutes() -> list[Minute]:
     """Succeeded and failed in each minute of the last hour."""
-    end = timezone.now().replace(second=0, microsecond=0)
+    end = moments.now().replace(second=0, microsecond=0)
     start = end - timedelta(minutes=59)
     rows = (
         TaskRecord.objects.filter(finished_at__gte=start, state__in=(states.SUCCESS, states.FAILURE))
         .order_by()
-        .annotate(minute=TruncMinute("finished_at"))
+        .annotate(minute=TruncMinute("finished_at", tzinfo=UTC))
         .values_list("minute")
         .annotate(
             succeeded=Count("pk", filter=Q(state=states.SUCCESS)), failed=Count("pk", filter=Q(state=states.FAILURE))
@@ -88,14 +90,14 @@ def minutes() -> list[Minute]:
     most = max((sum(pair) for pair in counts.values()), default=0) or 1
     times = [start + timedelta(minutes=n) for n in range(60)]
     return [
-        Minute(at, *(pair := counts.get(at, (0, 0))), n, pair[0] * 100 / most, pair[1] * 100 / most)
+        Minute(timezone.localtime(at), *(pair := counts.get(at, (0, 0))), n, pair[0] * 100 / most, pair[1] * 100 / most)
         for n, at in enumerate(times)
     ]
 
 
 def failing() -> list[dict]:
     """Failures of the last 24 hours by task and exception, the most frequent first."""
-    failures = TaskRecord.objects.filter(state=states.FAILURE, finished_at__gt=timezone.now() - timedelta(days=1))
+    failures = TaskRecord.objects.filter(state=states.FAILURE, finished_at__gt=moments.now() - timedelta(days=1))
     groups = (
         failures.order_by()
         .values("name", "exc_type")

@@ -5,10 +5,9 @@ import threading
 import time
 
 from django.db import DatabaseError, connections
-from django.utils import timezone
 from kombu.exceptions import OperationalError
 
-from tasks_app import limits
+from tasks_app import limits, moments
 from tasks_app.execution import busy_threads
 from tasks_app.notify import DUE_CHANNEL, Listener
 from tasks_app.relay import due
@@ -83,5 +82,5 @@ class Relay(threading.Thread):
 
     def _pause(self) -> float:
         at = due.next_due_at()
-        until_due = (at - timezone.now()).total_seconds() if at else self.POLL
+        until_due = (at - moments.now()).total_seconds() if at else self.POLL
         return min(max(until_due, self.HELD), self.POLL)

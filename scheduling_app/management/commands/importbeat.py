@@ -6,7 +6,6 @@ from typing import Any
 from django.apps import apps
 from django.core.management.base import CommandError, CommandParser
 from django.db import transaction
-from django.utils import timezone
 
 from scheduling_app.management.terminal import REFUSED, TerminalCommand, account, shown
 from scheduling_app.models import Schedule
@@ -14,6 +13,7 @@ from scheduling_app.signatures import queue_of, routed_queue
 from scheduling_app.sources import beat_times
 from scheduling_app.sources.beat import BEAT_FIELDS, from_periodic_task
 from scheduling_app.sources.found import Found, Over, Refused
+from tasks_app import moments
 from tasks_app.history import log
 
 #: Differences around changes of the clocks that are printed of one task.
@@ -61,7 +61,7 @@ class Command(TerminalCommand):
         self.moves, self.moving = moves, dict[str, tuple[str, str]]()
         self.counts = {"new": 0, "updated": 0, "there already": 0, "over": 0, "refused": 0}
         with transaction.atomic():
-            self.import_all(timezone.now(), apply, update)
+            self.import_all(moments.now(), apply, update)
             if apply and self.moving and moves is None:
                 self.ask_about_queues()
             if apply and disable_imported:

@@ -4,13 +4,13 @@ from pathlib import Path
 from django.conf import settings
 from django.core.management.base import CommandError, CommandParser
 from django.db import transaction
-from django.utils import timezone
 
 from scheduling_app.management.terminal import REFUSED, WRONG, TerminalCommand, account, shown
 from scheduling_app.models import Schedule
 from scheduling_app.sources.crontab_lines import Line, read
 from scheduling_app.timing import clocks
 from scheduling_app.timing.kinds import TimingError, preview
+from tasks_app import moments
 from tasks_app.history import log
 from tasks_app.models import printable
 
@@ -41,7 +41,7 @@ class Command(TerminalCommand):
             clocks.zone(tz)
         except TimingError as error:
             raise CommandError(f"--tz: {error}", returncode=WRONG) from error
-        lines = list(read(contents(file), tz, timezone.now(), user_field))
+        lines = list(read(contents(file), tz, moments.now(), user_field))
         self.refused = 0
         with transaction.atomic():
             written = [schedule for line in lines if (schedule := self.import_line(line, apply))]
@@ -68,7 +68,7 @@ class Command(TerminalCommand):
         self.stdout.write(self.style.SUCCESS(f"line {line.number}: {schedule.name}"))
         self.stdout.write(f"    {timing.describe()} ({schedule.cron}), {schedule.timezone}")
         self.stdout.write(f"    {schedule.task} {schedule.args} {schedule.kwargs or ''}".rstrip())
-        for time in preview(timing, timezone.now(), TIMES):
+        for time in preview(timing, moments.now(), TIMES):
             self.stdout.write(f"    {shown(time.at, timing.zone)}  {time.note}".rstrip())
         for note in line.found.notes:
             self.stdout.write(self.style.WARNING(f"    {note}"))

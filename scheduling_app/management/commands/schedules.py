@@ -23,6 +23,7 @@ from scheduling_app.sources import import_export
 from scheduling_app.states import ON, PROBLEM, STATES, ScheduleRow
 from scheduling_app.timing import clocks
 from scheduling_app.timing.kinds import Cron, Date, Interval, Timing, TimingError, parse_every
+from tasks_app import moments
 
 #: Times that are printed at once.
 MOST_TIMES = 10_000
@@ -91,7 +92,7 @@ class Command(TerminalCommand):
             self.stdout.write(f"{row.state_word:<13}  {at}  {schedule.name}: {row.words}, {schedule.timezone}{problem}")
 
     def do_next(self, *, what, every, at, tz, after, count, json: bool, **_) -> None:
-        moment, count = self.time(after, tz, "--after") if after else timezone.now(), max(count, 0)
+        moment, count = self.time(after, tz, "--after") if after else moments.now(), max(count, 0)
         if count > MOST_TIMES:
             raise CommandError(f"--count: {MOST_TIMES:,} at most.", returncode=WRONG)
         if what is every is at is None:

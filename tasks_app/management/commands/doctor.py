@@ -7,10 +7,9 @@ from celery import current_app
 from django.core.management.base import BaseCommand, CommandError, CommandParser
 from django.db import DatabaseError, connection, transaction
 from django.db.migrations.executor import MigrationExecutor
-from django.utils import timezone
 from django.utils.module_loading import autodiscover_modules
 
-from tasks_app import broker, queues
+from tasks_app import broker, moments, queues
 from tasks_app.doctor import INVARIANTS, examine
 from tasks_app.health import check_celery_health
 
@@ -53,7 +52,7 @@ class Command(BaseCommand):
         with transaction.atomic(), connection.cursor() as cursor:
             cursor.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY")
             for each in INVARIANTS:
-                found = examine(each, timezone.now() - since)
+                found = examine(each, moments.now() - since)
                 self.report(not found.count, each.name, each.sentence)
                 if found.count:
                     healthy = False
