@@ -2,6 +2,7 @@ from django.core.checks import Tags, Warning, register
 from django.db import DEFAULT_DB_ALIAS, OperationalError, ProgrammingError
 
 from scheduling_app.sources import drift
+from tasks_app.conf import DATABASE_SETTING
 
 
 @register(Tags.database)
@@ -14,7 +15,7 @@ def schedules_would_run(app_configs, databases, **_):
     except ProgrammingError:  # none of its tables yet: `migrate` asks here, too
         return []
     except OperationalError as error:
-        hint = "Is DATABASE_URL right?"
+        hint = f"Is {DATABASE_SETTING} right?"
         return [
             Warning(f"Schedules were not looked through: {str(error).strip()}", hint=hint, id="scheduling_app.W002")
         ]

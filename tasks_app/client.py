@@ -12,6 +12,7 @@ from django.db import transaction
 
 from tasks_app import states, workers
 from tasks_app.building import is_sent_plainly
+from tasks_app.conf import APPS_SETTING
 from tasks_app.exceptions import TaskNotFound, UnknownTask
 from tasks_app.gathering import gathered
 from tasks_app.models import FORGOTTEN, TaskRecord, TaskStep, as_sent
@@ -180,7 +181,7 @@ class CeleryClient:
             return self.app.tasks[name]
         except KeyError:
             near = get_close_matches(name, self.app.tasks, n=1)
-            hint = f"did you mean {near[0]!r}?" if near else "is its app in INSTALLED_APPS or EXTRA_APPS?"
+            hint = f"did you mean {near[0]!r}?" if near else f"is its app in {APPS_SETTING}?"
             raise UnknownTask(f"No task {name!r:.100} is registered: {hint}") from None
 
     def _options(self, options: Mapping[str, Any], explicit: Mapping[str, Any]) -> dict[str, Any]:

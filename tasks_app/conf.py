@@ -66,6 +66,12 @@ def switch(default: bool) -> Setting[bool]:
     return Setting(default, "True or False", lambda value: isinstance(value, bool))
 
 
+#: Where a project says what it is made of, and where the console's own site does; for what is said to people.
+APPS_SETTING = "INSTALLED_APPS (on the console's own site: EXTRA_APPS)"
+QUEUES_SETTING = "Celery's task_queues (on the console's own site: EXTRA_QUEUES)"
+DATABASE_SETTING = "DATABASES (on the console's own site: DATABASE_URL)"
+
+
 class TaskSettings:
     #: For which a run is taken to be alive; renewed each third, after which it is lost.
     TASK_LEASE = seconds(30.0)

@@ -450,7 +450,7 @@ class QueueReader(models.Model):
     """A queue, and when a worker last said that it reads it (see queues.py)."""
 
     queue = models.CharField(max_length=255, primary_key=True)
-    read_at = models.DateTimeField()
+    read_at = MomentField()
 
     objects = WhereWritten()
 

@@ -10,9 +10,8 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from django.db.models import Min
-from django.utils import timezone
 
-from tasks_app import states
+from tasks_app import moments, states
 from tasks_app.models import QueueReader, TaskRecord
 from tasks_app.statements import execute
 
@@ -51,7 +50,7 @@ class Unread:
 
 def unread(only: Iterable[str] | None = None) -> list[Unread]:
     """The queues in which something has waited for a minute that no worker has read meanwhile; `only`: of these."""
-    long_ago = timezone.now() - PATIENCE
+    long_ago = moments.now() - PATIENCE
     waiting = TaskRecord.objects.waiting().filter(publish_at=None, published_at__lt=long_ago)
     if only is not None:
         waiting = waiting.filter(queue__in=list(only))

@@ -1,3 +1,6 @@
-"""Where schedules and calendars are made and edited."""
+"""Where schedules and calendars are made and edited: on the default site, and on any that these are registered with."""
 
-from scheduling_app.admin import calendars, schedules  # noqa: F401 register themselves
+from scheduling_app.admin.calendars import CalendarAdmin
+from scheduling_app.admin.schedules import ScheduleAdmin
+
+__all__ = ["CalendarAdmin", "ScheduleAdmin"]

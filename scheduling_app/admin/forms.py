@@ -5,14 +5,14 @@ them must not fail because of them. Times are typed as the clocks of the schedul
 """
 
 from collections.abc import Iterable
+from contextlib import suppress
 from copy import copy
 from datetime import datetime, tzinfo
 
 from celery import current_app
 from django import forms
 from django.core.exceptions import ValidationError
-from django.urls import reverse
-from django.utils import timezone
+from django.urls import NoReverseMatch, reverse
 from django.utils.html import format_html
 
 from scheduling_app.form_fields import ArgumentsField, WallTimeField, placed, wall
@@ -31,7 +31,8 @@ from scheduling_app.sources.rules import (
 )
 from scheduling_app.timing import clocks
 from scheduling_app.timing.kinds import Timing, TimingError
-from tasks_app.conf import conf
+from tasks_app import moments
+from tasks_app.conf import APPS_SETTING, conf
 from tasks_app.guard import LONGEST_BACKOFF
 
 Kind = Schedule.Kind
@@ -112,7 +113,7 @@ class PlanForm(forms.ModelForm):
 
     def __init__(self, *args, now: datetime | None = None, **kwargs):
         super().__init__(*args, **{"label_suffix": "", **kwargs})
-        self.now = now or timezone.now()
+        self.now = now or moments.now()
         self.timing: Timing | None = None
         for name, field in self.fields.items():
             field.label = label_of(name)
@@ -235,12 +236,15 @@ class ScheduleForm(PlanForm):
         self._offer_tasks(self.initial.get("task"))
         self._offer_queues(self.initial.get("queue"))
         default = current_app.conf.task_default_priority
-        self.fields["priority"].help_text = f"0 is most urgent, 9 least. Blank: {default}."
-        self.fields["enabled"].show_hidden_initial = True  # what it was when the form was opened: see the admin's save
-        self.fields["blackout"].help_text = format_html(
-            'A <a href="{}" target="_blank">calendar</a> of when it is not to run.',
-            reverse("admin:scheduling_app_calendar_changelist"),
+        self.fields["priority"].help_text = (
+            f"0 is most urgent, 9 least. Blank: {'none' if default is None else default}."
         )
+        self.fields["enabled"].show_hidden_initial = True  # what it was when the form was opened: see the admin's save
+        with suppress(NoReverseMatch):  # on an admin site without them
+            self.fields["blackout"].help_text = format_html(
+                'A <a href="{}" target="_blank">calendar</a> of when it is not to run.',
+                reverse("admin:scheduling_app_calendar_changelist"),
+            )
 
     def _offer_tasks(self, stored: str | None) -> None:
         choices = [(name, f"{name}{parameters_of(task)}") for name, task in registered_tasks().items()]
@@ -248,8 +252,9 @@ class ScheduleForm(PlanForm):
             choices.append((stored, f"{stored} (not registered)"))
             self.fields["task"].help_text = format_html(
                 '<strong class="schedule-warning">⚠ No task {} is registered now: its times are skipped.</strong> '
-                "Is its app in INSTALLED_APPS or EXTRA_APPS?",
+                "Is its app in {}?",
                 stored,
+                APPS_SETTING,
             )
         self._offer("task", [("", "Choose a task"), *choices])
 

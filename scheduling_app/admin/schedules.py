@@ -6,7 +6,7 @@ from django.db.models import Count, Q
 from django.http import HttpRequest, HttpResponse
 from django.shortcuts import get_object_or_404, redirect, render
 from django.template.loader import render_to_string
-from django.urls import path
+from django.urls import path, reverse
 from django.utils.decorators import method_decorator
 from django.views.decorators.http import require_http_methods
 
@@ -125,9 +125,13 @@ class ScheduleAdmin(admin.ModelAdmin):
         context = {"preview": form.preview(), "shows_sentences": True}
         return render(request, "scheduling_app/_preview.html", context)
 
+    def _address(self, page: str, *args: object) -> str:
+        """Of a page of this admin, on its own site."""
+        return reverse(f"admin:scheduling_app_schedule_{page}", args=args, current_app=self.admin_site.name)
+
     def changelist_view(self, request, extra_context=None):
         if any("\x00" in value for value in request.GET.values()):  # no text in Postgres has one, and Django would ask
-            return redirect("admin:scheduling_app_schedule_changelist")
+            return redirect(self._address("changelist"))
         return super().changelist_view(request, extra_context)
 
     def changeform_view(self, request, object_id=None, form_url="", extra_context=None):
@@ -170,6 +174,7 @@ class ScheduleAdmin(admin.ModelAdmin):
             return None
         context = self.admin_site.each_context(request) | {
             "title": "Resume",
+            "subtitle": None,
             "form": form,
             "total": paused.count(),
             "schedules": [schedule.name for schedule in paused[:NAMED]],
@@ -191,5 +196,5 @@ class ScheduleAdmin(admin.ModelAdmin):
         copies = actions.duplicate(schedules, request.user)
         messages.success(request, f"{len(copies)} copied, paused: {', '.join(each.name for each in copies[:NAMED])}.")
         if len(copies) == 1 and self.has_change_permission(request):
-            return redirect("admin:scheduling_app_schedule_change", copies[0].pk)
+            return redirect(self._address("change", copies[0].pk))
         return None

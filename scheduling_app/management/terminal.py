@@ -14,6 +14,7 @@ from django.db import OperationalError
 from django.db.models import QuerySet
 
 from scheduling_app.models import Schedule
+from tasks_app.conf import DATABASE_SETTING
 
 #: Exit codes besides 0: something was refused; the command was asked for what is not there, or what cannot be.
 REFUSED, WRONG = 1, 2
@@ -30,7 +31,7 @@ class TerminalCommand(BaseCommand):
         except OperationalError as error:
             said = str(error).strip().splitlines()[0]
             raise CommandError(
-                f"The database does not answer: {said}. Is DATABASE_URL right?", returncode=WRONG
+                f"The database does not answer: {said}. Is {DATABASE_SETTING} right?", returncode=WRONG
             ) from error
 
 
@@ -43,6 +44,7 @@ def account() -> AbstractBaseUser:
     users = get_user_model()
     name = {users.USERNAME_FIELD: f"{login}@terminal"}
     unusable = {"is_active": False, "password": make_password(None)}
+    unusable = {name: value for name, value in unusable.items() if name in {each.name for each in users._meta.fields}}
     return users._default_manager.get_or_create(**name, defaults=unusable)[0]
 
 

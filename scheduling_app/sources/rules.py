@@ -15,6 +15,7 @@ from scheduling_app.models import Schedule
 from scheduling_app.signatures import OWN_HEADERS, arguments_of, header_fault, misfit, registered_tasks
 from scheduling_app.timing import clocks
 from scheduling_app.timing.clocks import ScheduleError, TimingError
+from tasks_app.conf import APPS_SETTING, QUEUES_SETTING
 from tasks_app.exceptions import InvalidSubmission
 from tasks_app.guard import LONGEST_BACKOFF
 from tasks_app.models import dump_json, printable
@@ -189,7 +190,7 @@ def call_complaints(schedule: Schedule, stored_task: str) -> list[Complaint]:
     if task is None:
         if schedule.task == stored_task:
             return []
-        return [("task", f"No task {schedule.task} is registered here. Is its app in INSTALLED_APPS or EXTRA_APPS?")]
+        return [("task", f"No task {schedule.task} is registered here. Is its app in {APPS_SETTING}?")]
     complaint = misfit(task, *arguments_of(schedule, _SOME_TIME))
     if complaint and due and misfit(task, schedule.args, schedule.kwargs) is None:
         return [("due_kwarg", complaint[1])]
@@ -200,7 +201,7 @@ def queue_notes(schedule: Schedule) -> list[str]:
     """What to know about its queue, where that is not one that workers consume by default."""
     if not schedule.queue or schedule.queue in current_app.amqp.queues:
         return []
-    return [f"Workers do not consume the queue {schedule.queue} by default: name it in EXTRA_QUEUES."]
+    return [f"Workers do not consume the queue {schedule.queue} by default: add it to {QUEUES_SETTING}."]
 
 
 def check_saved(instance: Schedule, raw: bool, update_fields: Collection[str] | None, **_: Any) -> None:

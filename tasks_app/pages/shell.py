@@ -4,12 +4,15 @@ A page's live part is its own address, asked for by htmx: the same view answers 
 """
 
 from collections.abc import Callable
+from contextlib import suppress
+from functools import wraps
 
-from django.contrib import admin
-from django.contrib.auth.decorators import user_passes_test
+from django.conf import global_settings, settings
+from django.contrib.auth.views import redirect_to_login
 from django.core.exceptions import PermissionDenied
 from django.http import HttpRequest, HttpResponse
 from django.shortcuts import render
+from django.urls import NoReverseMatch, is_valid_path, reverse
 from django.utils.cache import patch_cache_control, patch_vary_headers
 from django_htmx.middleware import HtmxDetails
 
@@ -19,14 +22,29 @@ STOP_POLLING = 286
 
 
 def staff_with(permission: str = "") -> Callable:
-    """Let in signed-in staff with this permission; others are sent to log in, or refused if they are."""
+    """Let in signed-in staff with this permission; others are sent to sign in, or refused if they are."""
 
-    def may_enter(user) -> bool:
-        if user.is_authenticated and not (user.is_staff and (not permission or user.has_perm(permission))):
-            raise PermissionDenied
-        return user.is_authenticated
+    def decorate(view: Callable) -> Callable:
+        @wraps(view)
+        def entered(request: HttpRequest, *args, **kwargs) -> HttpResponse:
+            user = request.user
+            if not user.is_authenticated:
+                return redirect_to_login(request.get_full_path(), _login_url())
+            if not getattr(user, "is_staff", False) or (permission and not user.has_perm(permission)):
+                raise PermissionDenied
+            return view(request, *args, **kwargs)
 
-    return user_passes_test(may_enter)
+        return entered
+
+    return decorate
+
+
+def _login_url() -> str:
+    """LOGIN_URL; the admin's, where a project leaves it as Django has it and there is no such page."""
+    if settings.LOGIN_URL == global_settings.LOGIN_URL and not is_valid_path(settings.LOGIN_URL):
+        with suppress(NoReverseMatch):
+            return reverse("admin:login")
+    return settings.LOGIN_URL
 
 
 def is_live(request: HttpRequest) -> bool:
@@ -40,7 +58,7 @@ def page_or_part(request: HttpRequest, page: str, part: str, context: dict) -> H
     if is_live(request):
         response = render(request, part, context | {"is_live": True})
     else:
-        response = render(request, page, admin.site.each_context(request) | context)
+        response = render(request, page, {"has_permission": True} | context)
     patch_vary_headers(response, ["HX-Request"])
     patch_cache_control(response, private=True, no_cache=True)
     return response

@@ -4,7 +4,7 @@ import json
 from collections.abc import Callable
 
 from django.contrib import messages
-from django.db import transaction
+from django.db import DEFAULT_DB_ALIAS, transaction
 from django.db.models.functions import Left
 from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
 from django.shortcuts import get_object_or_404, redirect
@@ -35,7 +35,7 @@ def task_detail(request: HttpRequest, task_id: str) -> HttpResponse:
     record = TaskRecord.objects.select_related("replay_of").filter(task_id=task_id).first()
     if record is None:
         return _step_to_come(request, get_object_or_404(TaskStep, task_id=task_id))
-    result = TaskResult.objects.filter(task_id=task_id).first()
+    result = TaskResult.objects.using(DEFAULT_DB_ALIAS).filter(task_id=task_id).first()
     traceback = result.traceback if result else None
     family = list(_family(record)[: FAMILY + 1])
     still_open = TaskRecord.objects.in_workflow(record.root_id).unfinished()
@@ -86,13 +86,14 @@ def task_value(request: HttpRequest, task_id: str, what: str) -> HttpResponse:
     if what in ("args", "kwargs"):
         text = _arguments(record, what)
     else:
-        result = get_object_or_404(TaskResult, task_id=task_id)
+        result = get_object_or_404(TaskResult.objects.using(DEFAULT_DB_ALIAS), task_id=task_id)
         text = _pretty(result.result) if what == "result" else result.traceback or ""
     response = HttpResponse(text.encode("utf-8", "backslashreplace"), content_type="text/plain; charset=utf-8")
     response["Content-Disposition"] = f'attachment; filename="{what}.txt"'
     return response
 
 
+@transaction.non_atomic_requests
 @require_POST
 @staff_with(CHANGE)
 def revoke(request: HttpRequest, task_id: str) -> HttpResponse:
@@ -115,6 +116,7 @@ def _revoke_step(request: HttpRequest, task_id: str) -> HttpResponse:
     return redirect("tasks:detail", task_id)
 
 
+@transaction.non_atomic_requests
 @require_POST
 @staff_with(CHANGE)
 def terminate(request: HttpRequest, task_id: str) -> HttpResponse:
@@ -124,6 +126,7 @@ def terminate(request: HttpRequest, task_id: str) -> HttpResponse:
     return _act(request, task_id, act)
 
 
+@transaction.non_atomic_requests
 @require_POST
 @staff_with(CHANGE)
 def revoke_workflow(request: HttpRequest, task_id: str) -> HttpResponse:
@@ -146,8 +149,9 @@ def rerun(request: HttpRequest, task_id: str) -> HttpResponse:
 
 
 def _act(request: HttpRequest, task_id: str, act: Callable[[CeleryClient, TaskRecord], str]) -> HttpResponseRedirect:
+    # Not in one transaction, a request's neither: while a broker that is away is waited for, the leases of its rows
+    # could not be renewed.
     record = _acted_on(task_id)
-    # Not in one transaction: while a broker that is away is waited for, the leases of its rows could not be renewed.
     said = act(CeleryClient(), record)
     log(request.user, [record], said)
     messages.success(request, said)

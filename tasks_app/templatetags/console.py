@@ -2,10 +2,12 @@ import re
 from datetime import datetime, timedelta
 
 from django import template
-from django.urls import reverse
+from django.urls import NoReverseMatch, reverse
 from django.utils import timezone
 from django.utils.html import format_html
+from django.utils.safestring import SafeString, mark_safe
 
+from tasks_app import moments
 from tasks_app.models import TaskRecord
 
 register = template.Library()
@@ -14,10 +16,15 @@ UNITS = {"d": timedelta(days=1), "h": timedelta(hours=1), "min": timedelta(minut
 
 
 @register.simple_tag(takes_context=True)
-def current(context, name: str, exact: bool = False) -> bool:
-    """Whether the page shown is the one that a URL's name leads to, or below it."""
-    here, path = context["request"].path, reverse(name)
-    return here == path if exact else here.startswith(path)
+def site_link(context, name: str, words: str, exact: bool = False) -> SafeString | str:
+    """A link to the page of this name, marked where the page shown is that, or below it; "" where there is none."""
+    try:
+        path = reverse(name)
+    except NoReverseMatch:
+        return ""
+    here = context["request"].path
+    is_here = here == path if exact else here.startswith(path)
+    return format_html('<a href="{}"{}>{}</a>', path, mark_safe(' aria-current="page"') if is_here else "", words)
 
 
 @register.simple_tag
@@ -35,7 +42,7 @@ def exact(at: datetime) -> str:
 
 
 def relative(at: datetime) -> str:
-    distance = at - timezone.now()
+    distance = at - moments.now()
     if abs(distance) < timedelta(seconds=1):
         return "now"
     return f"in {span(distance)}" if distance > timedelta(0) else f"{span(-distance)} ago"
@@ -51,6 +58,11 @@ def span(length: timedelta | None) -> str:
             amount = length / size
             return f"{amount:.1f} {unit}" if unit == "s" and amount < 10 else f"{int(amount)} {unit}"
     return f"{max(length, timedelta(0)) / timedelta(milliseconds=1):.0f} ms"
+
+
+@register.filter
+def thousands(count: int) -> str:
+    return f"{count:,}"
 
 
 @register.inclusion_tag("tasks_app/_state.html")

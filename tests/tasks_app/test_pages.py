@@ -10,10 +10,11 @@ import pytest
 from celery import chain, current_app
 from django.contrib.admin.models import LogEntry
 from django.contrib.auth.models import Permission
+from django.core.handlers.base import BaseHandler
 from django.db import connection
 from django.test import Client
 from django.test.utils import CaptureQueriesContext
-from django.urls import reverse
+from django.urls import resolve, reverse
 from django.utils import timezone
 from django.utils.html import escape
 from django_celery_results.models import TaskResult
@@ -926,3 +927,49 @@ def test_arguments_are_shown_as_their_submitter_wants_them_to_be(client, admin_u
         page = client.get(address).content.decode()
         assert "canary-secret" not in page
         assert "hidden" in page
+
+
+def test_who_is_not_signed_in_is_sent_to_where_the_project_has_people_sign_in(client, settings):
+    for login_url, leads_to in (
+        ("/accounts/login/", reverse("admin:login")),  # as Django has it, where there is no such page
+        ("https://people.example/sign-in", "https://people.example/sign-in"),
+        ("admin:password_change", reverse("admin:password_change")),
+    ):
+        settings.LOGIN_URL = login_url
+        assert client.get(LIST).headers["Location"] == f"{leads_to}?next={LIST}"
+
+
+def test_a_project_may_have_a_frame_of_its_own(client, admin_user, settings, tmp_path):
+    frame = tmp_path / "taskconsole" / "base.html"
+    frame.parent.mkdir()
+    frame.write_text(
+        "<title>Ours: {% block title %}{{ title }}{% endblock %}</title>{% block extrahead %}{% endblock %}"
+        "{% block responsive %}{% endblock %}{% block content_title %}{% endblock %}{% block content %}{% endblock %}"
+    )
+    settings.TEMPLATES = [settings.TEMPLATES[0] | {"DIRS": [tmp_path]}]
+    client.force_login(admin_user)
+    task_id = echo.delay("canary").id
+    schedule = Schedule.objects.create(name="canary schedule", task="sample.echo", kind="cron", cron="0 9 * * *")
+    for address, shown in (
+        (OVERVIEW, "Waiting in queues"),
+        (LIST, "canary"),
+        (reverse("tasks:detail", args=[task_id]), "Timeline"),
+        (reverse("schedules:list"), "canary schedule"),
+        (reverse("schedules:detail", args=[schedule.pk]), "Next ten times"),
+        (reverse("schedules:backfill_choose", args=[schedule.pk]), "Show its due times"),
+    ):
+        page = client.get(address).content.decode()
+        assert page.startswith("<title>Ours:"), address
+        assert shown in page, address
+        assert "dress.css" not in page
+
+
+def test_no_transaction_of_a_request_is_open_while_the_broker_is_asked(monkeypatch):
+    monkeypatch.setitem(connection.settings_dict, "ATOMIC_REQUESTS", True)
+    asking = [PARTS, *(reverse(f"tasks:{name}", args=["1"]) for name in ("revoke", "terminate", "revoke_workflow"))]
+    handler = BaseHandler()
+    for address in asking:
+        view = resolve(address).func
+        assert handler.make_view_atomic(view) is view, address
+    view = resolve(LIST).func
+    assert handler.make_view_atomic(view) is not view

@@ -19,7 +19,8 @@ class Command(BaseCommand):
     def handle(self, *, migrate: bool, **_: object) -> None:
         if migrate:
             call_command("migrate", interactive=False, verbosity=0)
-        users = get_user_model().objects
+        model = get_user_model()
+        users = model._default_manager
         if users.filter(is_superuser=True).exists():
             return
         name = os.environ.get("ADMIN_USERNAME") or "admin"
@@ -27,7 +28,7 @@ class Command(BaseCommand):
         password = given or secrets.token_urlsafe(12)
         try:
             with transaction.atomic():
-                users.create_superuser(name, password=password)
+                users.create_superuser(**{model.USERNAME_FIELD: name}, password=password)
         except IntegrityError:
             raise CommandError(f"The user {name} exists and is no superuser: set another ADMIN_USERNAME.") from None
         shown = "the one in ADMIN_PASSWORD" if given else f"{password}   (shown only now: write it down)"
