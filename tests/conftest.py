@@ -1,4 +1,4 @@
-"""Unit tests run in a transaction that is rolled back; those in acceptance/ and browser/ commit, with real processes.
+"""Unit tests run in a transaction that is rolled back; acceptance/, browser/ and foreign/ commit, with real processes.
 
 The latter come last: what they leave behind would be seen by the others.
 """
@@ -14,7 +14,7 @@ from scheduling_app.sources import drift
 from tasks_app import publishing
 from tasks_app.models import TaskRecord
 
-COMMITTING = ("/acceptance/", "/browser/")
+COMMITTING = ("/acceptance/", "/browser/", "/foreign/")
 
 
 def pytest_configure():

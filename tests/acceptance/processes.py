@@ -39,6 +39,9 @@ def finished(result, timeout: float = 15) -> TaskRecord:
 class Manage:
     """`manage.py …` as a process of its own, in a process group of its own."""
 
+    #: Where the project is.
+    directory = settings.BASE_DIR
+
     def __init__(self, *arguments: str, **environment: str):
         self.arguments = arguments
         self.environment = {**os.environ, "PYTHONUNBUFFERED": "1", **environment}  # for `said`
@@ -47,7 +50,7 @@ class Manage:
     def __enter__(self) -> "Manage":
         self.process = subprocess.Popen(
             [sys.executable, "manage.py", *self.arguments],
-            cwd=settings.BASE_DIR,
+            cwd=self.directory,
             env=self.environment,
             stdout=self.output,
             stderr=subprocess.STDOUT,
