@@ -16,7 +16,7 @@ from typing import Any
 from apscheduler.job import Job
 from apscheduler.jobstores.base import BaseJobStore, ConflictingIdError, JobLookupError
 from apscheduler.triggers.base import BaseTrigger
-from celery import Task, current_app
+from celery import Task
 from django.db import IntegrityError, connections
 
 from scheduling_app.ledger.firing import fire_due
@@ -26,6 +26,7 @@ from scheduling_app.models import Schedule
 from scheduling_app.outages import is_away
 from scheduling_app.sources.rules import check
 from scheduling_app.timing.kinds import MICROSECOND, Cron, Date, Interval, Timing, TimingError
+from tasks_app.recording import current_app
 from tasks_app.statements import meanwhile
 
 logger = logging.getLogger(__name__)

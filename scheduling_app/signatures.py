@@ -5,11 +5,12 @@ from datetime import UTC, datetime
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
-from celery import Task, current_app
+from celery import Task
 
 from tasks_app.conf import conf
 from tasks_app.exceptions import InvalidSubmission
 from tasks_app.messages import check_headers
+from tasks_app.recording import current_app
 
 if TYPE_CHECKING:
     from scheduling_app.models import Schedule

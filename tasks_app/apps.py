@@ -1,6 +1,7 @@
-from celery import current_app
 from django.apps import AppConfig, apps
 from django.core.exceptions import ImproperlyConfigured
+
+from tasks_app.recording import current_app
 
 
 class TasksConfig(AppConfig):

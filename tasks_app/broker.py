@@ -14,12 +14,13 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import uuid4
 
-from celery import Celery, current_app
+from celery import Celery
 from kombu.exceptions import OperationalError
 from kombu.utils.json import dumps
 from redis import Redis
 
 from tasks_app.models import TaskRecord
+from tasks_app.recording import current_app
 from tasks_app.transport import Channel, Transport, sent_in
 
 logger = logging.getLogger(__name__)

@@ -6,7 +6,7 @@ from difflib import get_close_matches
 from typing import Any
 
 from asgiref.sync import sync_to_async
-from celery import Celery, canvas, current_app
+from celery import Celery, canvas
 from celery.result import AsyncResult, GroupResult
 from django.db import transaction
 
@@ -16,6 +16,7 @@ from tasks_app.conf import APPS_SETTING
 from tasks_app.exceptions import TaskNotFound, UnknownTask
 from tasks_app.gathering import gathered
 from tasks_app.models import FORGOTTEN, TaskRecord, TaskStep, as_sent
+from tasks_app.recording import current_app
 from tasks_app.steps import is_to_come
 from tasks_app.transport import is_id
 

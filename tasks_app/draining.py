@@ -4,11 +4,12 @@ The broker has the messages of what is queued. What is to start later, is to be 
 has none yet: it is a row, and the relay publishes it when its time has come.
 """
 
-from celery import Celery, current_app
+from celery import Celery
 from django.db import transaction
 from django.db.models import Count, Q
 
 from tasks_app.models import PHASES, TaskRecord, as_sent
+from tasks_app.recording import current_app
 
 _KNOWN_HERE = Q(publish_at__isnull=False) | Q(parked_at__isnull=False)
 

@@ -3,7 +3,7 @@
 import threading
 from dataclasses import dataclass
 
-from celery import current_app
+from tasks_app.recording import current_app
 
 
 @dataclass(frozen=True)

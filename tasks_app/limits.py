@@ -20,13 +20,13 @@ from datetime import datetime, timedelta
 from string import Formatter
 from typing import Any, NamedTuple
 
-from celery import current_app
 from celery.utils.time import rate
 from django.db.models.functions import Now
 
 from tasks_app import moments
 from tasks_app.exceptions import InvalidSubmission
 from tasks_app.models import Limit, TaskRecord, printable
+from tasks_app.recording import current_app
 from tasks_app.statements import brief_transaction, execute
 from tasks_app.uniqueness import bound_arguments, signature_of
 

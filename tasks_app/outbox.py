@@ -23,7 +23,7 @@ from django.core.exceptions import SynchronousOnlyOperation
 from django.db import IntegrityError, transaction
 from kombu.exceptions import EncodeError
 
-from tasks_app import canvases, states, transport  # noqa: F401 the canvases are recorded as wholes from here on
+from tasks_app import canvases, recording, states, transport  # noqa: F401 the canvases are recorded as wholes from here on
 from tasks_app.building import BuildingCelery
 from tasks_app.conf import conf
 from tasks_app.coroutines import awaiting
@@ -78,6 +78,7 @@ class RecordingCelery(BuildingCelery):
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
+        recording.apps[self] = None
         self.steps["worker"].add("tasks_app.workers:Upkeep")
 
     def _load_config(self):

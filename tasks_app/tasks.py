@@ -1,4 +1,4 @@
-"""Tasks that come with the console. Your own stand in the `tasks.py` of your own app, named in EXTRA_APPS."""
+"""Tasks that come with the console. Your own stand in the `tasks.py` of an app of yours."""
 
 import http.client
 import io

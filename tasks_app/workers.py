@@ -18,7 +18,7 @@ from weakref import WeakSet
 from asgiref.sync import SyncToAsync, sync_to_async
 from billiard.common import TERM_SIGNAME
 from billiard.exceptions import WorkerLostError
-from celery import bootsteps, current_app
+from celery import bootsteps
 from celery._state import _task_stack
 from celery.apps.worker import Worker
 from celery.concurrency import prefork, thread
@@ -41,6 +41,7 @@ from tasks_app.leases import Leases, effective, terminated
 from tasks_app.models import TaskRecord
 from tasks_app.publishing import GEN_HEADER, marker
 from tasks_app.queues import Reading
+from tasks_app.recording import current_app
 from tasks_app.relay.loop import Relay
 
 logger = logging.getLogger(__name__)

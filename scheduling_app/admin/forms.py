@@ -9,7 +9,6 @@ from contextlib import suppress
 from copy import copy
 from datetime import datetime, tzinfo
 
-from celery import current_app
 from django import forms
 from django.core.exceptions import ValidationError
 from django.urls import NoReverseMatch, reverse
@@ -34,6 +33,7 @@ from scheduling_app.timing.kinds import Timing, TimingError
 from tasks_app import moments
 from tasks_app.conf import APPS_SETTING, conf
 from tasks_app.guard import LONGEST_BACKOFF
+from tasks_app.recording import current_app
 
 Kind = Schedule.Kind
 
@@ -236,9 +236,9 @@ class ScheduleForm(PlanForm):
         self._offer_tasks(self.initial.get("task"))
         self._offer_queues(self.initial.get("queue"))
         default = current_app.conf.task_default_priority
-        self.fields["priority"].help_text = (
-            f"0 is most urgent, 9 least. Blank: {'none' if default is None else default}."
-        )
+        self.fields[
+            "priority"
+        ].help_text = f"0 is most urgent, 9 least. Blank: {'none' if default is None else default}."
         self.fields["enabled"].show_hidden_initial = True  # what it was when the form was opened: see the admin's save
         with suppress(NoReverseMatch):  # on an admin site without them
             self.fields["blackout"].help_text = format_html(

@@ -13,7 +13,6 @@ from datetime import datetime
 from typing import Any
 from uuid import UUID, uuid5
 
-from celery import current_app
 from django.db import connection, transaction
 from django.db.models import Count, Func, QuerySet
 from django.db.models.functions import Now
@@ -39,6 +38,7 @@ from tasks_app.exceptions import DuplicateTask, NotUnique, TaskConsoleError
 from tasks_app.guard import RETRY_HEADER
 from tasks_app.models import TaskRecord, printable
 from tasks_app.moments import MomentField
+from tasks_app.recording import current_app
 from tasks_app.statements import check_constraints, execute, load
 
 logger = logging.getLogger(__name__)

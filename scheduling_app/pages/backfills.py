@@ -2,9 +2,9 @@
 
 from collections.abc import Callable
 
-from django.contrib import admin, messages
+from django.contrib import messages
 from django.http import HttpRequest, HttpResponse
-from django.shortcuts import get_object_or_404, redirect, render
+from django.shortcuts import get_object_or_404, redirect
 from django.views.decorators.http import conditional_page, require_POST, require_safe
 
 from scheduling_app import actions
@@ -14,7 +14,7 @@ from scheduling_app.pages.forms import BackfillForm, RangeForm
 from scheduling_app.pages.progress import progress_of
 from scheduling_app.pages.schedules import CHANGE, VIEW, runs_asked_for
 from scheduling_app.timing import clocks
-from tasks_app.pages.shell import STOP_POLLING, is_live, page_or_part, staff_with
+from tasks_app.pages.shell import STOP_POLLING, is_live, page_or_part, staff_with, whole_page
 
 #: Due times that a preview lists, and backfills of a schedule.
 TIMES, BACKFILLS = 200, 50
@@ -55,7 +55,7 @@ def _chosen(request: HttpRequest, schedule: Schedule, form: RangeForm, choices: 
         choices = choices or BackfillForm(schedule=schedule, initial=same_range)
         choices.count(form.times)
     zone = clocks.zone(schedule.timezone) if is_previewed else None
-    context = admin.site.each_context(request) | {
+    context = {
         "title": f"Backfill {schedule.name}",
         "schedule": schedule,
         "form": form,
@@ -66,7 +66,7 @@ def _chosen(request: HttpRequest, schedule: Schedule, form: RangeForm, choices: 
         "backfills": progress_of(schedule.backfills.all()[:BACKFILLS]),
         "can_change": True,
     }
-    return render(request, "scheduling_app/backfill_choose.html", context)
+    return whole_page(request, "scheduling_app/backfill_choose.html", context)
 
 
 @require_safe

@@ -6,7 +6,6 @@ from collections.abc import Collection, Iterator, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
-from celery import current_app
 from django.core.exceptions import ValidationError
 from django.db import models
 
@@ -20,6 +19,7 @@ from tasks_app.exceptions import InvalidSubmission
 from tasks_app.guard import LONGEST_BACKOFF
 from tasks_app.models import dump_json, printable
 from tasks_app.publishing import GEN_HEADER
+from tasks_app.recording import current_app
 
 #: Seconds in a day: more jitter than that is a mistake.
 MOST_JITTER = 86_400

@@ -3,7 +3,6 @@
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
-from celery import current_app
 from celery.exceptions import OperationalError as CeleryOperationalError
 from django.db import transaction
 from django.db.models import Count, Max, Min, Q
@@ -19,6 +18,7 @@ from tasks_app.health import check_celery_health
 from tasks_app.models import PHASES, TaskRecord
 from tasks_app.pages.shell import VIEW, page_or_part, staff_with
 from tasks_app.queues import unread
+from tasks_app.recording import current_app
 
 #: Seconds that a page's part waits for the broker and the workers.
 PATIENCE = 1.0

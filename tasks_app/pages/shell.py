@@ -53,12 +53,17 @@ def is_live(request: HttpRequest) -> bool:
     return bool(asked) and not asked.history_restore_request
 
 
+def whole_page(request: HttpRequest, template: str, context: dict) -> HttpResponse:
+    """Render a page in its frame; `has_permission` is for a frame that a project makes of its admin's."""
+    return render(request, template, {"has_permission": True} | context)
+
+
 def page_or_part(request: HttpRequest, page: str, part: str, context: dict) -> HttpResponse:
     """Render the whole page in the site's shell, or its live part alone."""
     if is_live(request):
         response = render(request, part, context | {"is_live": True})
     else:
-        response = render(request, page, {"has_permission": True} | context)
+        response = whole_page(request, page, context)
     patch_vary_headers(response, ["HX-Request"])
     patch_cache_control(response, private=True, no_cache=True)
     return response

@@ -2,7 +2,6 @@
 
 import json
 
-from celery import current_app
 from django import forms
 from django.db.models import Case, F, Q, TextField, When
 from django.db.models.functions import Cast, Left
@@ -12,6 +11,7 @@ from django.views.decorators.http import conditional_page, require_safe
 
 from tasks_app.models import PHASES, TaskRecord
 from tasks_app.pages.shell import VIEW, is_live, page_or_part, staff_with
+from tasks_app.recording import current_app
 
 #: Rows of a page, and characters of a value shown in it.
 ROWS, SHOWN = 50, 300

@@ -3,13 +3,13 @@
 import logging
 from datetime import datetime
 
-from celery import current_app
 from django.db.models import Min
 from kombu.exceptions import OperationalError
 
 from tasks_app import limits, messages
 from tasks_app.exceptions import InvalidSubmission
 from tasks_app.models import TaskRecord
+from tasks_app.recording import current_app
 from tasks_app.statements import brief_transaction
 
 logger = logging.getLogger(__name__)

@@ -1,6 +1,5 @@
 """What becomes of messages that no worker can take, and of what waits in a queue that is purged."""
 
-from celery import current_app
 from django.db import transaction
 from django.db.models import Q
 from django.db.models.functions import Now
@@ -9,6 +8,7 @@ from tasks_app import transport
 from tasks_app.exceptions import MessageRefused
 from tasks_app.execution import patiently
 from tasks_app.models import TaskRecord, printable
+from tasks_app.recording import current_app
 from tasks_app.statements import brief_transaction
 
 #: Messages of one run that no worker could take, at which its task has failed.

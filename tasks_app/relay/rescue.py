@@ -5,7 +5,6 @@ import os
 import socket
 from datetime import timedelta
 
-from celery import current_app
 from django.db import DEFAULT_DB_ALIAS
 from django.db.models.functions import Now
 from django_celery_results.models import ChordCounter
@@ -15,6 +14,7 @@ from tasks_app.chords import INTERRUPTED_AFTER
 from tasks_app.conf import conf
 from tasks_app.execution import aside
 from tasks_app.models import Duty, TaskRecord
+from tasks_app.recording import current_app
 from tasks_app.relay.census import Census, census_pause, republish_after_restart
 from tasks_app.statements import brief_transaction
 

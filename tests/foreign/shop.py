@@ -64,8 +64,10 @@ class Shop:
         return self._run("manage.py", *arguments, fails=fails, **environment)
 
     def run_pytest(self) -> str:
-        """The shop's own tests, which expect no prefix and one database."""
-        return self._run("-m", "pytest", "-q", "-p", "no:cacheprovider", SHOP_SCRIPT_NAME="", SHOP_REPLICA="")
+        """The shop's own tests, which expect no prefix, and one app and database."""
+        return self._run(
+            "-m", "pytest", "-q", "-p", "no:cacheprovider", SHOP_SCRIPT_NAME="", SHOP_REPLICA="", SHOP_SECOND_APP=""
+        )
 
     def _run(self, *arguments: str, fails: bool = False, **environment: str) -> str:
         done = subprocess.run(

@@ -1,9 +1,10 @@
 import sys
 import warnings
 
-from celery import current_app
 from celery.bin.celery import main
 from django.core.management.base import BaseCommand
+
+from tasks_app.recording import current_app
 
 
 class Command(BaseCommand):
@@ -14,5 +15,6 @@ class Command(BaseCommand):
         # Of pools that patch Python's sockets, and are refused (workers.UnsupportedPool).
         warnings.filterwarnings("ignore", "Celery module with .* imported before eventlet patched")
         sys.argv = ["celery", *argv[2:]]
+        current_app.set_current()
         current_app.loader.import_default_modules()
         sys.exit(main())

@@ -3,7 +3,6 @@ import sys
 from collections.abc import Iterator
 from datetime import timedelta
 
-from celery import current_app
 from django.core.management.base import BaseCommand, CommandError, CommandParser
 from django.db import DatabaseError, connection, transaction
 from django.db.migrations.executor import MigrationExecutor
@@ -12,6 +11,7 @@ from django.utils.module_loading import autodiscover_modules
 from tasks_app import broker, moments, queues
 from tasks_app.doctor import INVARIANTS, examine
 from tasks_app.health import check_celery_health
+from tasks_app.recording import current_app
 
 _UNITS = {"m": "minutes", "h": "hours", "d": "days"}
 

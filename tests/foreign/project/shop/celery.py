@@ -17,12 +17,12 @@ class ShopTask(Task):
         return super().apply_async(args, kwargs, **options)
 
 
-if os.environ.get("SHOP_SECOND_APP"):
-    # Another team's workers, which know nothing of the console. (The last app that is made is the current one.)
-    partners = Celery("partners", broker=os.environ["REDIS_URL"])
-    partners.conf.task_default_queue = "partners"
-
 namespace = os.environ.get("SHOP_NAMESPACE", "CELERY")
 app = RecordingCelery("shop", task_cls=ShopTask)
 app.config_from_object("django.conf:settings", namespace=namespace)
 app.autodiscover_tasks()
+
+if os.environ.get("SHOP_SECOND_APP"):
+    # Another team's workers, which know nothing of the console. The last app made is Celery's current one.
+    partners = Celery("partners", broker=os.environ["REDIS_URL"])
+    partners.conf.task_default_queue = "partners"
