@@ -312,7 +312,8 @@ GIVEN = INSERTED | {"countdown": "float8", "publish_in": "float8", "expires_in":
 
 
 def _in_seconds(span: str) -> str:
-    return f"clock_timestamp() + {span} * interval '1 s'"
+    # Not clock_timestamp(), which goes on within a statement: `eta` and `publish_at` of one countdown are the same.
+    return f"statement_timestamp() + {span} * interval '1 s'"
 
 
 _VALUES = {name: name for name in INSERTED} | {
