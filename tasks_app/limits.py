@@ -25,8 +25,9 @@ from celery.utils.time import rate
 from django.db.models.functions import Now
 
 from tasks_app.exceptions import InvalidSubmission
-from tasks_app.models import Limit, TaskRecord, printable
+from tasks_app.models import Limit, TaskRecord
 from tasks_app.statements import brief_transaction, execute
+from tasks_app.storable import printable
 from tasks_app.uniqueness import bound_arguments, signature_of
 
 #: How far ahead starts are settled: what is later can still be overtaken, and a relay that looks each second keeps up.

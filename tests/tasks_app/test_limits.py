@@ -16,6 +16,7 @@ from django.utils import timezone
 from tasks_app import limits, states
 from tasks_app.exceptions import InvalidSubmission
 from tasks_app.models import Limit, TaskRecord
+from tasks_app.retries import wait_again
 
 objects = TaskRecord.objects
 SECOND = timedelta(seconds=1)
@@ -273,7 +274,7 @@ def test_a_retry_gives_its_slot_back_and_waits_for_another(declare):
     objects.filter(task_id="t0").update(state=states.STARTED)
     run = objects.get(task_id="t0")
     run.state = states.RETRY
-    run.wait_again(publish_in=-1)
+    wait_again(run, publish_in=-1)
     assert limits.admit_parked() == 1
     assert admitted() == ["t1"]
     assert limits.admit([objects.get(task_id="t0")]) == []

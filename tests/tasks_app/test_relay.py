@@ -14,6 +14,7 @@ from tasks_app.broker import Held
 from tasks_app.models import Duty, TaskRecord
 from tasks_app.relay import due, refused, rescue
 from tasks_app.relay.census import MOST_MISSED, Census, republish_after_restart
+from tasks_app.retries import wait_again
 from tests.sample.tasks import echo
 
 objects = TaskRecord.objects
@@ -253,7 +254,7 @@ def test_a_broker_that_restarts_empty_and_a_run_in_between_do_not_count(broker_h
     assert objects.get().missed == 9
     objects.mark_published([("t", 2)])
     objects.claim("t", 2, "worker@here", 42)
-    objects.run_of("t", 2).wait_again()
+    wait_again(objects.run_of("t", 2))
     assert (objects.get().missed, objects.get().refused) == (0, 0)
 
 
