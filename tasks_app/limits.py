@@ -117,9 +117,15 @@ def admit_parked() -> int:
     return sum(_give_slots(str(head.limit_key), registered.get(head.name, NONE)) for head in heads)
 
 
-def prune_limits() -> int:
-    """Delete what remembers nothing: a `Limit` is made again where it is needed."""
-    return Limit.objects.filter(next_at__lt=Now() - timedelta(days=1)).delete()[0]
+def prune_limits(limit: int) -> int:
+    """Delete up to `limit` rows that remember nothing: a `Limit` is made again where it is needed. Returns how many.
+
+    Without this there would be one for each customer there ever was, where a `limit_key` names one.
+    """
+    idle = Limit.objects.filter(next_at__lt=Now() - timedelta(days=1)).select_for_update(skip_locked=True)
+    with brief_transaction():
+        keys = list(idle.values_list("pk", flat=True)[:limit])
+        return Limit.objects.filter(pk__in=keys).delete()[0] if keys else 0
 
 
 def _is_early(record: TaskRecord) -> bool:

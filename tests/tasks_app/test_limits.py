@@ -400,9 +400,9 @@ def test_a_limit_that_remembers_nothing_is_deleted_and_made_again(declare):
     declare(rate_limit="1/s")
     park()
     limits.admit_parked()
-    assert limits.prune_limits() == 0
+    assert limits.prune_limits(10) == 0
     let_pass(2 * 86400)
-    assert limits.prune_limits() == 1
+    assert limits.prune_limits(10) == 1
     park(prefix="later")
     assert limits.admit_parked() == 1
 
