@@ -11,7 +11,7 @@ from django.conf import settings
 from django.test.utils import setup_databases
 
 from scheduling_app.sources import drift
-from tasks_app import publishing
+from tasks_app.marking import marker
 from tasks_app.models import TaskRecord
 
 COMMITTING = ("/acceptance/", "/browser/")
@@ -42,9 +42,7 @@ def marks_at_once(request, monkeypatch):
     if not any(part in request.path.as_posix() for part in COMMITTING):
         current_app.publisher.reset()  # a breaker that another test has tripped
         mark = TaskRecord.objects.mark_published
-        monkeypatch.setattr(
-            publishing.marker, "add", lambda records: mark([(each.task_id, each.gen) for each in records])
-        )
+        monkeypatch.setattr(marker, "add", lambda records: mark([(each.task_id, each.gen) for each in records]))
 
 
 @pytest.fixture(autouse=True)

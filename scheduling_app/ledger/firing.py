@@ -37,8 +37,9 @@ from scheduling_app.timing.kinds import TimingError, jittered
 from tasks_app import states
 from tasks_app.exceptions import DuplicateTask, NotUnique, TaskConsoleError
 from tasks_app.guard import RETRY_HEADER
-from tasks_app.models import TaskRecord, printable
+from tasks_app.models import TaskRecord
 from tasks_app.statements import check_constraints, execute, load
+from tasks_app.storable import printable
 
 logger = logging.getLogger(__name__)
 

@@ -20,7 +20,7 @@ from scheduling_app.models import Schedule, ScheduleRun
 from scheduling_app.signatures import drift
 from scheduling_app.timing.blackout import Blackout
 from scheduling_app.timing.kinds import Timing
-from tasks_app.models import printable
+from tasks_app.storable import printable
 
 #: Seconds after its time from which a run is late, or missed.
 PUNCTUAL = timedelta(seconds=5)

@@ -17,8 +17,8 @@ from scheduling_app.timing import clocks
 from scheduling_app.timing.clocks import ScheduleError, TimingError
 from tasks_app.exceptions import InvalidSubmission
 from tasks_app.guard import LONGEST_BACKOFF
-from tasks_app.models import dump_json, printable
 from tasks_app.publishing import GEN_HEADER
+from tasks_app.storable import dump_json, printable
 
 #: Seconds in a day: more jitter than that is a mistake.
 MOST_JITTER = 86_400

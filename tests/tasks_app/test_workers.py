@@ -11,8 +11,9 @@ from celery import Celery, current_app
 from celery.contrib.testing.worker import start_worker
 from django.db import connection
 
-from tasks_app import publishing, workers
+from tasks_app import workers
 from tasks_app.client import CeleryClient
+from tasks_app.marking import Marker, marker
 from tests.acceptance.processes import eventually
 from tests.sample.tasks import async_uses_orm, echo, flaky
 
@@ -97,8 +98,8 @@ def log_level():
 @pytest.fixture
 def marks_by_thread(marks_at_once, monkeypatch):
     """What is published is marked as it is outside of tests, and the connection for that kept for long."""
-    monkeypatch.setattr(publishing.Marker, "IDLE", 60)
-    monkeypatch.setattr(publishing.marker, "add", partial(publishing.Marker.add, publishing.marker))
+    monkeypatch.setattr(Marker, "IDLE", 60)
+    monkeypatch.setattr(marker, "add", partial(Marker.add, marker))
 
 
 @pytest.mark.usefixtures("log_level", "marks_by_thread")
