@@ -5,7 +5,6 @@ A project's Celery app is made before Django's apps are loaded, so the model is 
 
 from __future__ import annotations
 
-import inspect
 import numbers
 import operator
 import re
@@ -203,7 +202,7 @@ def _checked_text(what: str, text: Any) -> str | None:
 
 def is_sent_plainly(task) -> bool:
     """Whether nothing but Celery's own code runs when a task is sent: no `apply_async` of its class, nor around it."""
-    function = inspect.getattr_static(type(task), "apply_async")
+    function = type(task).apply_async
     return function.__module__ == Task.__module__ and not hasattr(function, "__wrapped__")
 
 
