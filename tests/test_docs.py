@@ -14,7 +14,7 @@ from tasks_app.conf import Setting, TaskSettings
 ROOT = settings.BASE_DIR
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), ROOT / "benchmarks/README.md"])
 #: `tasks_app/outbox.py:RecordingCelery.send_task`: a file or a folder of ours, and perhaps what is defined in it.
-NAME = re.compile(r"`((?:tasks_app|scheduling_app|taskconsole|tests|benchmarks|script|docs)/[\w./-]*)(?::([\w.]+))?`")
+NAME = re.compile(r"`((?:tasks_app|scheduling_app|taskconsole|tests)/(?:[\w/]+\.py|[\w/]*))(?::([\w.]+))?`")
 LINK = re.compile(r"\]\(([^)\s]+)\)")
 #: | `TASK_LEASE` | `30.0` | seconds | …
 ROW = re.compile(r"^\| `([A-Z_]+)` \| `([^`]+)` \|", re.MULTILINE)
