@@ -4,6 +4,7 @@ The latter come last: what they leave behind would be seen by the others.
 """
 
 import math
+import signal
 
 import pytest
 from celery import current_app
@@ -15,6 +16,8 @@ from tasks_app.marking import marker
 from tasks_app.models import TaskRecord
 
 COMMITTING = ("/acceptance/", "/browser/")
+#: Seconds for the end of a test that failed.
+ENDING = 60
 
 
 def pytest_configure():
@@ -27,6 +30,19 @@ def pytest_configure():
 
 def pytest_collection_modifyitems(items):
     items.sort(key=lambda item: any(part in item.path.as_posix() for part in COMMITTING))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_teardown():
+    """The end of a test that failed has a time limit of its own: pytest-timeout sets none, and it may hang as well."""
+    if signal.getitimer(signal.ITIMER_REAL)[0]:
+        return (yield)
+    signal.signal(signal.SIGALRM, lambda *_: pytest.fail(f"Its end took longer than {ENDING} s."))
+    signal.setitimer(signal.ITIMER_REAL, ENDING)
+    try:
+        return (yield)
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
 
 
 @pytest.fixture(scope="session")

@@ -17,7 +17,7 @@ def test_while_postgres_is_at_a_long_statement_something_else_is_done():
     with meanwhile(lambda: done.append(time.monotonic())):
         execute("SELECT 1", [])
         assert not done
-        row = execute("SELECT %s, pg_sleep(0.2)", ["a"], is_long=True).fetchone()
+        row = execute("SELECT %s, pg_sleep(1)", ["a"], is_long=True).fetchone()
         ended = time.monotonic()
     assert row[0] == "a"
     assert ended - done[0] > 0.1
