@@ -1,132 +1,38 @@
 """Schedules that fall due together, and an edit of one among many: when are their messages in the broker?"""
 
-import json
 import random
 import threading
 import time
-from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
 import psutil
-import redis
-from django.conf import settings
-from django.db import connection
+from django.db import connection, transaction
 from django.utils import timezone
 
-from benchmarks.harness import PEER, Bar, Lab, cpu_seconds, median, print_table, spread, wait_until
+from benchmarks.harness import Bar, Lab, cpu_seconds, median, print_table, spread, wait_until
+from benchmarks.schedulers import (
+    APS,
+    BEAT,
+    EDITS,
+    LIST,
+    OURS,
+    TWO,
+    WAYS,
+    Drainer,
+    Way,
+    add_edited_ours,
+    fill_ours,
+)  # fmt: skip
 from scheduling_app.models import Schedule, ScheduleRun
+from tasks_app.models import TaskRecord
 
-OURS, TWO, BEAT, APS = "runscheduler", "two of them", "django-celery-beat", "APScheduler in memory"
-EDITS = 5
+#: Schedules of the peer where the console has many.
+FEW = 1_000
+#: Rows that one transaction writes.
+BATCH = 500
 #: Seconds over which an idle scheduler's CPU is measured.
 IDLE = 40
-#: kombu's key of the list that fired tasks go to.
-LIST = f"{settings.CRON_QUEUE}\x06\x16{settings.CELERY_TASK_DEFAULT_PRIORITY}"
-
-
-class Drainer(threading.Thread):
-    """Empties a list of the broker every few milliseconds, and notes when each message was found there."""
-
-    def __init__(self, url: str, key: str):
-        super().__init__(daemon=True)
-        self.broker, self.key = redis.Redis.from_url(url), key
-        self.arrivals: list[tuple[float, bytes]] = []
-        self._stopping = threading.Event()
-
-    def run(self) -> None:
-        while not self._stopping.is_set():
-            messages = self.broker.rpop(self.key, 1000) or []
-            now = time.time()
-            self.arrivals += [(now, message) for message in messages]
-            if not messages:
-                self._stopping.wait(0.004)
-
-    def __enter__(self):
-        self.start()
-        return self
-
-    def __exit__(self, *_) -> None:
-        self._stopping.set()
-        self.join()
-
-    def count_to(self, number: int) -> int:
-        """How many tasks have come; roughly, before they may be that many."""
-        arrived = len(self.arrivals)
-        return arrived if arrived < number else len(self.times())
-
-    def times(self) -> list[float]:
-        """When each task first came; a message that came twice counts once."""
-        first: dict[str, float] = {}
-        for at, message in self.arrivals:
-            first.setdefault(json.loads(message)["headers"]["id"], at)
-        return sorted(first.values())
-
-
-def fill_ours(number: int, due: datetime) -> None:
-    """Half by interval, half by cron, all of them due at that time."""
-    cron = {"kind": "cron", "cron": f"{due.minute} {due.hour} * * *"}
-    interval = {"kind": "interval", "every": 1, "unit": "hours", "start_at": due - timedelta(hours=1)}
-    Schedule.objects.bulk_create(
-        [
-            Schedule(name=f"t{n}", task="bench.noop", args=[n], timezone="UTC", **(cron if n % 2 else interval))
-            for n in range(number)
-        ],
-        batch_size=2000,
-    )
-
-
-def fill_beat(number: int, due: datetime) -> None:
-    from django_celery_beat.models import CrontabSchedule, IntervalSchedule, PeriodicTask
-
-    crontab = CrontabSchedule.objects.create(minute=due.minute, hour=due.hour, timezone="UTC")
-    interval = IntervalSchedule.objects.create(every=1, period="hours")
-    cron = {"crontab": crontab, "last_run_at": timezone.now()}
-    every = {"interval": interval, "last_run_at": due - timedelta(hours=1)}
-    PeriodicTask.objects.bulk_create(
-        [
-            PeriodicTask(name=f"t{n}", task="bench.noop", args=f"[{n}]", **(cron if n % 2 else every))
-            for n in range(number)
-        ],
-        batch_size=2000,
-    )
-
-
-def fill_none(number: int, due: datetime) -> None:
-    """What keeps its schedules in memory fills itself."""
-
-
-@dataclass(frozen=True)
-class Way:
-    fill: Callable[[int, datetime], None]
-    command: list[str]
-    key: str
-    environment: dict[str, str]
-    processes: int = 1
-    #: Sizes that it is measured at; all, if not told.
-    sizes: tuple[int, ...] = (1_000, 10_000)
-
-
-DATABASE_SCHEDULER = "django_celery_beat.schedulers:DatabaseScheduler"
-BEAT_COMMAND = [
-    "-m",
-    "celery",
-    "-A",
-    "benchmarks.peer",
-    "beat",
-    "-l",
-    "WARNING",
-    "--pidfile=",
-    "-S",
-    DATABASE_SCHEDULER,
-]
-WAYS = {
-    OURS: Way(fill_ours, ["manage.py", "runscheduler"], LIST, {}),
-    TWO: Way(fill_ours, ["manage.py", "runscheduler"], LIST, {}, processes=2, sizes=(10_000,)),
-    BEAT: Way(fill_beat, BEAT_COMMAND, "celery", PEER),
-    APS: Way(fill_none, ["-m", "benchmarks.peer.aps", "{number}", "{due}"], "celery", PEER, sizes=(10_000,)),
-}
 
 
 def measure(lab: Lab, runs: int, quick: bool, time_limit: float) -> tuple[dict, list[Bar]]:
@@ -139,15 +45,11 @@ def measure(lab: Lab, runs: int, quick: bool, time_limit: float) -> tuple[dict, 
             for name, figures in got["dispatch"][size].items():
                 figures.append(dispatch(lab, WAYS[name], size, time_limit))
     got["edit"] = pick_up(lab, rows)
-    got["many"] = {number: many(lab, number) for number in ((1_000, 20_000) if quick else (1_000, 1_000_000))}
+    sizes_of_many = (BEAT, FEW), (OURS, FEW), (OURS, 20_000 if quick else 1_000_000)
+    got["many"] = [many(lab, name, number) for name, number in sizes_of_many]
+    got["machine"] = {"start": median([start(lab) for _ in range(3)]), "query": query()}
     bars = [bar for size, ways in got["dispatch"].items() for bar in report(size, ways, time_limit)]
-    print_table(
-        f"An edit among {rows:,} schedules: seconds until its message is in the broker",
-        ["", "seconds", "planning them all"],
-        [[OURS, spread(got["edit"]["seconds"], 3), f"{got['edit']['planned']:.1f} s"]],
-    )
-    bars.append(Bar(f"an edit's pick-up among {rows:,}, at worst", max(got["edit"]["seconds"]), 1, unit="s"))
-    return got, bars + report_many(got["many"])
+    return got, [*bars, *report_many(got["many"], got["edit"], got["machine"])]
 
 
 def dispatch(lab: Lab, way: Way, number: int, time_limit: float) -> dict:
@@ -177,8 +79,21 @@ def dispatch(lab: Lab, way: Way, number: int, time_limit: float) -> dict:
         "cpu": cpu,
         "others": others,
         "committed": committed,
+        "rewritten": rewrite(lab) if way.fill is fill_ours else None,
     }
     return figures | {"lags": percentiles(lags, number)}
+
+
+def rewrite(lab: Lab) -> float:
+    """Seconds in which Django's own bulk_create writes the rows of a dispatch again: its tasks and its runs."""
+    tasks, runs = list(TaskRecord.objects.order_by("pk")), list(ScheduleRun.objects.order_by("pk"))
+    lab.sql(f"TRUNCATE {TaskRecord._meta.db_table}, {ScheduleRun._meta.db_table} CASCADE")
+    started = time.perf_counter()
+    for start in range(0, len(tasks), BATCH):
+        with transaction.atomic():
+            TaskRecord.objects.bulk_create(tasks[start : start + BATCH])
+            ScheduleRun.objects.bulk_create(runs[start : start + BATCH])
+    return time.perf_counter() - started
 
 
 class Ledger(threading.Thread):
@@ -213,93 +128,70 @@ def percentiles(lags: list[float], number: int) -> dict[str, float]:
     return {"p50": lags[number // 2], "p99": lags[number * 99 // 100], "max": lags[-1]}
 
 
-def many(lab: Lab, number: int) -> dict:
-    """A scheduler among so many schedules, one of which is due at its start: its first firing, and then its idling."""
+def many(lab: Lab, name: str, number: int) -> dict:
+    """A scheduler among so many schedules, one of which is due at its start: its first firing, its idling, edits."""
+    way = WAYS[name]
     lab.empty()
-    lab.sql(f"""
-        SET session_replication_role = replica;
-        INSERT INTO scheduling_app_schedule (
-            name, description, task, args, kwargs, headers, due_kwarg, queue, kind, cron, unit, timezone, jitter,
-            catch_up, overlap, max_instances, blackout_action, enabled, next_fire_at
-        )
-        SELECT 't' || n, '', 'bench.noop', '[1]', '{{}}', '{{}}', '', '', 'cron', '0 0 1 1 *', 'minutes', 'UTC', 0,
-            'latest', 'allow', 1, 'skip', true, now() + interval '1 day' + n * interval '1 s'
-        FROM generate_series(1, {number}) AS n;
-        UPDATE scheduling_app_schedule SET next_fire_at = now() WHERE name = 't1';
-        SET session_replication_role = DEFAULT;
-    """)
-    lab.sql("VACUUM ANALYZE scheduling_app_schedule")
+    way.fill_many(lab, number)
     lab.quiet()
     started = time.time()
-    with lab.process("manage.py", "runscheduler") as process, Drainer(lab.valkey.url, LIST) as drainer:
+    with lab.process(*way.command, **way.environment) as process, Drainer(lab.valkey.url, way.key) as drainer:
         wait_until(lambda: drainer.arrivals, 60, process)
         first = drainer.arrivals[0][0] - started
         time.sleep(5)
         cpu = cpu_seconds(process.pid)
         time.sleep(IDLE)
         cpu = (cpu_seconds(process.pid) - cpu) / IDLE * 100
-        edited_at = time.time()
-        Schedule.objects.filter(name="t2").update(kind="date", run_at=timezone.now() + timedelta(seconds=0.05))
-        wait_until(lambda: len(drainer.arrivals) > 1, 60, process)
+        seconds = edits(way, drainer, process)
         memory = psutil.Process(process.pid).memory_info().rss
-    return {"first": first, "cpu": cpu, "edit": drainer.arrivals[1][0] - edited_at, "memory": memory / 1e6}
-
-
-def report_many(got: dict[int, dict]) -> list[Bar]:
-    columns = ("first", "cpu", "edit", "memory")
-    print_table(
-        "A scheduler among many schedules",
-        ["schedules", "start to first firing, s", "idle CPU, % of a core", "an edit, s", "memory, MB"],
-        [[f"{number:,}", *(f"{figures[name]:.2f}" for name in columns)] for number, figures in got.items()],
-    )
-    few, most = got[min(got)], got[max(got)]
-    here = f"{max(got):,} schedules:"
-    return [
-        Bar(f"{here} start to first firing", most["first"], 2, unit="s"),
-        Bar(f"{here} idle CPU", most["cpu"], 1, unit="% of a core"),
-        Bar(f"{here} an edit", most["edit"], 1, unit="s"),
-        Bar(f"{here} memory more than with {min(got):,}", most["memory"] - few["memory"], 10, unit="MB"),
-    ]
+    return {"name": name, "number": number, "first": first, "cpu": cpu, "edits": seconds, "memory": memory / 1e6}
 
 
 def pick_up(lab: Lab, rows: int) -> dict:
-    """Another process makes one schedule due, a twentieth of a second ahead: the time from that edit to its message."""
+    """Edits of a few among schedules all of which have just been planned; the seconds that planning them took."""
     lab.empty()
     tomorrow = timezone.now() + timedelta(days=1)
     fill_ours(rows, tomorrow)
-    dates = [Schedule(name=f"edit {n}", task="bench.noop", kind="date", run_at=tomorrow) for n in range(EDITS)]
-    Schedule.objects.bulk_create(dates)
+    add_edited_ours(tomorrow)
     lab.sql("ANALYZE")
     lab.quiet()
-    seconds = []
     with lab.process("manage.py", "runscheduler") as process, Drainer(lab.valkey.url, LIST) as drainer:
         started = time.time()
         wait_until(lambda: not Schedule.objects.filter(changed_at__isnull=False).exists(), 300, process)
         planned = time.time() - started
-        for number, schedule in enumerate(dates, start=1):
-            time.sleep(random.uniform(0.5, 2.5))
-            edited_at = time.time()
-            Schedule.objects.filter(pk=schedule.pk).update(run_at=timezone.now() + timedelta(seconds=0.05))
-            wait_until(lambda expected=number: len(drainer.arrivals) >= expected, 90, process)
-            seconds.append(drainer.arrivals[-1][0] - edited_at)
-    return {"rows": rows, "seconds": seconds, "planned": planned}
+        return {"rows": rows, "edits": edits(WAYS[OURS], drainer, process), "planned": planned}
+
+
+def edits(way: Way, drainer: Drainer, process) -> list[float]:
+    """Another process makes schedules due, a twentieth of a second ahead: seconds from each edit to its message."""
+    seconds = []
+    for number in range(EDITS):
+        time.sleep(random.uniform(0.5, 2.5))
+        arrived, edited_at = len(drainer.arrivals), time.time()
+        way.edit(f"edit {number}", timezone.now() + timedelta(seconds=0.05))
+        wait_until(lambda before=arrived: len(drainer.arrivals) > before, 90, process)
+        seconds.append(drainer.arrivals[arrived][0] - edited_at)
+    return seconds
 
 
 def report(size: int, ways: dict, time_limit: float) -> list[Bar]:
     def lags(name, which):
         return [min(run["lags"][which], time_limit) for run in ways[name]]
 
-    def sooner(peer, than=OURS):
-        return median(lags(peer, "max")) / median(lags(than, "max"))
+    def sooner(peer, than=OURS, which="max", of=median):
+        return median(lags(peer, which)) / of(lags(than, which))
 
     print_table(
         f"{size:,} schedules due in the same second: seconds until their messages are in the broker",
-        ["", "p50", "p99", "last", "rows committed", "twice", "arrived", "CPU s", "cores of others"],
+        ["", "p50", "p99", "last", "rows committed", "by bulk_create", "twice", "arrived", "CPU s", "cores of others"],
         [
             [
                 name,
                 *(spread(lags(name, which), 2) for which in ("p50", "p99", "max")),
-                spread([run["committed"] for run in runs], 2) if WAYS[name].fill is fill_ours else "",
+                *(
+                    spread([run[which] for run in runs], 2) if WAYS[name].fill is fill_ours else ""
+                    for which in ("committed", "rewritten")
+                ),
                 spread([run["twice"] for run in runs]),
                 spread([run["arrived"] for run in runs]),
                 spread([run["cpu"] for run in runs], 2),
@@ -311,13 +203,73 @@ def report(size: int, ways: dict, time_limit: float) -> list[Bar]:
     if size == 1_000:
         return [Bar(f"{size:,} schedules: sooner than {BEAT}", sooner(BEAT), 5, at_least=True)]
     arrived = min(run["arrived"] for run in ways[OURS] + ways[TWO])
-    committed = max(run["committed"] for run in ways[OURS] + ways[TWO])
+    written = max(run["committed"] / run["rewritten"] for run in ways[OURS] + ways[TWO])
     return [
         Bar(f"{size:,} schedules: dispatched", arrived, size, at_least=True, unit="messages"),
-        Bar(f"{size:,} schedules: rows committed, at worst", committed, 2, unit="s"),
-        Bar(f"{size:,} schedules: p99 of one scheduler, at worst", max(lags(OURS, "p99")), 5, unit="s"),
-        Bar(f"{size:,} schedules: p99 of two, at worst", max(lags(TWO, "p99")), 3, unit="s"),
+        Bar(f"{size:,} schedules: rows committed, to bulk_create, at worst", written, 2),
+        Bar(f"{size:,} schedules: p99 at worst, sooner than {APS}", sooner(APS, OURS, "p99", max), 4, at_least=True),
+        Bar(f"{size:,} schedules: p99 of two at worst, sooner", sooner(APS, TWO, "p99", max), 4, at_least=True),
         Bar(f"{size:,} schedules: sooner than {BEAT}, at least", sooner(BEAT), 20, at_least=True),
         Bar(f"{size:,} schedules: sooner than {APS}", sooner(APS), 4, at_least=True),
         Bar(f"{size:,} schedules: two sooner than {APS}", sooner(APS, TWO), 4, at_least=True),
+    ]
+
+
+def start(lab: Lab) -> float:
+    """Seconds in which a process of the console's has set Django up, and is connected: the least that any takes."""
+    started = time.perf_counter()
+    lab.run(
+        "-c",
+        "import django; django.setup(); from django.db import connection; print(connection.ensure_connection() or 0)",
+    )
+    return time.perf_counter() - started
+
+
+def query() -> float:
+    """CPU seconds of the process that asks Postgres for one row by its key, as Django does it."""
+    times, started = 2_000, time.process_time()
+    for _ in range(times):
+        Schedule.objects.filter(pk=0).first()
+    return (time.process_time() - started) / times
+
+
+def report_many(figures: list[dict], planned: dict, machine: dict) -> list[Bar]:
+    beat, few, most = figures
+    print_table(
+        "A scheduler among many schedules",
+        ["", "schedules", "start to first firing, s", "idle CPU, % of a core", "an edit, s", "memory, MB"],
+        [
+            [
+                each["name"], f"{each['number']:,}", f"{each['first']:.2f}", f"{each['cpu']:.2f}",
+                spread(each["edits"], 3), f"{each['memory']:.0f}",
+            ]
+            for each in figures
+        ],
+    )  # fmt: skip
+    rows = f"{planned['rows']:,}"
+    print_table(
+        f"An edit among {rows} schedules that were just planned: seconds until its message is in the broker",
+        ["", "an edit, s", "planning them all, s"],
+        [[OURS, spread(planned["edits"], 3), f"{planned['planned']:.1f}"]],
+    )
+    print_table(
+        "What this machine takes",
+        ["", "ms"],
+        [
+            ["to start Django", f"{machine['start'] * 1e3:,.0f}"],
+            ["CPU, to ask for a row", f"{machine['query'] * 1e3:.2f}"],
+        ],
+    )
+    here, peer = f"{most['number']:,} schedules:", f"{BEAT} among {beat['number']:,}"
+    return [
+        Bar(f"{here} start to first firing, to that of Django", most["first"] / machine["start"], 3),
+        Bar(f"{here} idle CPU, as queries", most["cpu"] / 100 / machine["query"], 50, unit="a second"),
+        Bar(f"{here} an edit, sooner than {peer}", median(beat["edits"]) / median(most["edits"]), 5, at_least=True),
+        Bar(
+            f"{rows} schedules: an edit at worst, sooner",
+            median(beat["edits"]) / max(planned["edits"]),
+            3,
+            at_least=True,
+        ),
+        Bar(f"{here} memory more than with {few['number']:,}", most["memory"] - few["memory"], 10, unit="MB"),
     ]

@@ -11,8 +11,8 @@ from django.conf import settings
 
 from benchmarks.harness import PEER, Bar, Lab, cpu_seconds, median, print_table, spread, wait_until
 from tasks_app.client import CeleryClient
+from tasks_app.marking import marker
 from tasks_app.models import TaskRecord
-from tasks_app.publishing import marker
 
 WARM, COUNTED = 200, 100
 OPTIONS = ["worker", "-c", "2", "-P", "prefork", "-l", "WARNING"]

@@ -10,7 +10,7 @@ from django.utils.dateparse import parse_datetime
 
 from scheduling_app.json_text import LONGEST_JSON, JSONTextError, read_json
 from scheduling_app.timing import clocks
-from tasks_app.models import printable
+from tasks_app.storable import printable
 
 _SHAPES: dict[type, str] = {list: 'a JSON list, such as [1, "two"]', dict: 'a JSON object, such as {"name": 1}'}
 

@@ -15,7 +15,7 @@ from scheduling_app.models import Schedule, ScheduleRun
 from scheduling_app.signatures import drift, queue_of
 from scheduling_app.timing.kinds import TimingError
 from tasks_app import moments
-from tasks_app.models import printable
+from tasks_app.storable import printable
 
 #: Characters of a schedule's arguments that are shown on its page; the form has all of them.
 SHOWN = 2000

@@ -1,146 +1,40 @@
-"""The result backend: django-celery-results' tables, with the record closed in the statement that stores the result.
+"""The result backend: what Celery, its workers and the relay report of a run's end, and what becomes of it.
 
-Only the run that holds the record's `gen` can close it, so a late result of a run that was lost or revoked is refused,
-and so is all that would follow from it: the next steps of a workflow, and the part of a chord, are written in the
-transaction that closes the record. The worker's parent process, which reports time limits and killed children, and
-whoever ends a run whose worker is gone, come through the same statement.
+All of it closes the record by the one statement of closing.py, or lets the task wait again (retries.py): what a run
+itself reports, what the worker's parent process does, of time limits and killed children, and what whoever ends a run
+does whose worker is gone.
 """
 
 import logging
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
-from functools import cached_property, partial
-from typing import Any
+from collections.abc import Callable
+from functools import partial
 
 from billiard.exceptions import WorkerLostError
 from celery import states as celery_states
 from celery.app.task import Context
 from celery.exceptions import NotRegistered, Reject, TaskRevokedError
 from django.db import DataError, connection, transaction
-from django_celery_results.models import TaskResult
 
 from tasks_app import states
+from tasks_app.ambient import ambient, forget
+from tasks_app.closing import Cancelled, ClosingBackend, Fenced, log_fenced
 from tasks_app.conf import conf
-from tasks_app.consequences import ConsequenceBackend, call_each, contained
-from tasks_app.execution import aside, foreign_record, gen_of, patiently, request_of
+from tasks_app.consequences import call_each
+from tasks_app.execution import aside, gen_of, patiently, request_of
 from tasks_app.gathering import Successors, take_successors
-from tasks_app.messages import may_adopt
 from tasks_app.models import FORGOTTEN, TaskRecord
-from tasks_app.moves import INSERT_IF
 from tasks_app.notify import DUE_CHANNEL, notify
 from tasks_app.outbox import may_have_steps
-from tasks_app.outcomes import OutcomeBackend, cut, words_of
-from tasks_app.statements import brief_transaction, execute
+from tasks_app.outcomes import cut, words_of
+from tasks_app.retries import keep_attempt, wait_again
+from tasks_app.statements import brief_transaction
 from tasks_app.waiting import IGNORED, WaitingBackend
 
 logger = logging.getLogger(__name__)
 
 
-#: What was asked to stop ends as REVOKED, unless it had succeeded already.
-_CLOSE = f"""
-UPDATE {TaskRecord._meta.db_table} SET
-    state = %s, publish_at = NULL, finished_at = clock_timestamp(), lease_until = NULL,
-    result_preview = %s, note = %s, exc_type = %s, exc_message = %s
-WHERE task_id = %s AND coalesce(gen = %s, true) AND state IN ('PENDING', 'STARTED', 'RETRY')
-    AND (cancel_at IS NULL OR %s)
-RETURNING cancel_at IS NOT NULL AS was_stopped, started_at, worker, name
-"""
-_WITH_RESULT = f"""
-WITH closed AS ({_CLOSE}),
-stored AS (
-    INSERT INTO {TaskResult._meta.db_table} (
-        task_id, status, content_type, content_encoding, result, traceback, meta, task_args, task_kwargs,
-        periodic_task_name, task_name, worker, date_created, date_started, date_done)
-    SELECT %s, %s, %s, %s, %s, %s, %s, %s, %s, %s,
-        name, left(worker, 100), coalesce(started_at, clock_timestamp()), started_at, clock_timestamp()
-    FROM closed
-    ON CONFLICT (task_id) DO UPDATE SET
-        status = excluded.status, content_type = excluded.content_type, content_encoding = excluded.content_encoding,
-        result = excluded.result, traceback = excluded.traceback, meta = excluded.meta,
-        task_args = excluded.task_args, task_kwargs = excluded.task_kwargs, task_name = excluded.task_name,
-        worker = excluded.worker, date_started = excluded.date_started, date_done = excluded.date_done
-)
-"""
-_CLOSE_WITH_RESULT = f"{_WITH_RESULT} SELECT was_stopped FROM closed"
-#: With the one step that follows, as most steps of chains are: a round trip instead of a transaction's five. Where that
-#: step is not to start, or not new, it is an error, and nothing is written.
-_CLOSE_AND_GO_ON = f"""
-{_WITH_RESULT}, next AS ({INSERT_IF.format(condition="EXISTS (SELECT FROM closed WHERE NOT was_stopped)")})
-SELECT was_stopped, (SELECT 1 / count(*) FROM next) FROM closed
-"""
-
-
-class _Fenced(Exception):
-    """The run whose outcome was to be stored had been closed, or had gone elsewhere."""
-
-
-class _Cancelled(Exception):
-    """The run that failed, or was to be retried, had been asked to stop."""
-
-
-class RecordBackend(WaitingBackend, OutcomeBackend, ConsequenceBackend):
-    """Keeps results where django-celery-results does, and the console's record in step with them.
-
-    An outcome is stored in three steps. What calls a project's code (encoders, signal handlers) is prepared; one
-    transaction writes the outcome and what follows; and what a project wants to be called then (errbacks, the bodies
-    of chords) is called. So none of it runs in a transaction, or under a timeout, that is ours.
-    """
-
-    @cached_property
-    def _is_extended(self) -> bool:
-        return bool(self.app.conf.result_extended)
-
-    #: The outcome that is being stored, as Celery encodes it, and as it is kept.
-    _outcome: tuple[Any, Any, tuple] | None = None
-    #: The step that follows, where it is written by the statement that closes the run.
-    _next: TaskRecord | None = None
-    #: Whether the run that was closed last had been asked to stop.
-    _was_stopped = False
-
-    def _conclude(self, task_id, request, outcome: Callable[[], object], alone: bool) -> bool:
-        """Store a run's outcome and what follows from it, in one transaction; False where it comes late: none of it.
-
-        `alone`: nothing follows from it, so that its one statement needs no transaction. Where the database is away
-        it is done again, as a whole.
-        """
-        take_successors()
-        outer = self._closing, self._root, self._decided
-        self._closing, self._root = task_id, getattr(request, "root_id", None) or self._root
-        decided = self._decided = []
-        try:
-            outcome() if alone else patiently(partial(self._in_transaction, outcome), task_id)
-        except _Fenced:
-            return False
-        except _Cancelled:
-            self.mark_as_revoked(task_id, "asked to stop", request)
-            return False
-        finally:
-            self._closing, self._root, self._decided = outer
-        for member in decided:
-            aside(partial(patiently, partial(self._end_contained, member), task_id))
-        return True
-
-    def _in_transaction(self, outcome: Callable[[], object]) -> None:
-        if self._decided:  # in a try before
-            self._decided.clear()
-        with brief_transaction():
-            outcome()
-
-    def _end_contained(self, member) -> None:
-        with contained(member.id):
-            self.end_chord(member)
-
-    @contextmanager
-    def _prepared(self, result, state, request=None) -> Iterator[None]:
-        """Have an outcome encoded now, before the transaction that stores it."""
-        outer, self._outcome = self._outcome, None
-        raised = getattr(request, "raised", None) if state in states.EXCEPTION_STATES else None
-        try:
-            encoded = raised or self.encode_result(result, state)
-            self._outcome = result, encoded, self.as_kept(encoded, words_of(encoded, state))
-            yield
-        finally:
-            self._outcome = outer
+class RecordBackend(WaitingBackend, ClosingBackend):
+    """Keeps results where django-celery-results does, and the console's record in step with them."""
 
     def _get_meta_from_request(self, request=None):
         """With a mark where plain Celery would store nothing: results here are for the pages then."""
@@ -151,15 +45,11 @@ class RecordBackend(WaitingBackend, OutcomeBackend, ConsequenceBackend):
         return meta
 
     def process_cleanup(self):
-        """Let go of what a failed body held: its frames would live on, in a cycle through Celery's own."""
-        if (raised := self._raised) is not None:
-            raised.__traceback__ = self._raised = None
+        """End a run. What a failed body held is let go: its frames would live on, in a cycle through Celery's own."""
+        if (raised := ambient().raised) is not None:
+            raised.__traceback__ = None
+        forget()
         super().process_cleanup()
-
-    def encode_result(self, result, state):
-        if self._outcome and result is self._outcome[0]:
-            return self._outcome[1]
-        return super().encode_result(result, state)
 
     def mark_as_done(self, task_id, result, request=None, store_result=True, state=celery_states.SUCCESS):
         if getattr(request, "is_eager", False):
@@ -173,14 +63,14 @@ class RecordBackend(WaitingBackend, OutcomeBackend, ConsequenceBackend):
             if store_result:
                 self.store_result(task_id, result, state, request=request)
             else:
-                self._close(task_id, state, request)
+                self.close_record(task_id, state, request)
             if successors.records or successors.chords:
-                self.app.submit_successors(successors, revoked=self._was_stopped)
+                self.app.submit_successors(successors, revoked=self.was_stopped)
             if request and request.chord:
                 self.on_chord_part_return(request, state, result)
 
-        with self._prepared(result, state, request) if follows and store_result else nullcontext():
-            self._conclude(task_id, request, outcome, alone=not follows)
+        prepared = self.prepare(result, state, request) if follows and store_result else None
+        self.conclude(task_id, request, outcome, prepared, alone=not follows)
 
     def _go_on(self, task_id, result, request, state, successors: Successors) -> bool:
         """Store a success with its one plain successor, in one statement; False where that is not how it is."""
@@ -190,16 +80,12 @@ class RecordBackend(WaitingBackend, OutcomeBackend, ConsequenceBackend):
         (record,) = successors.records
         if may_have_steps(record) or not record.is_due:
             return False
-        self._next = record
+        store = partial(self.store_result, task_id, result, state, request=request)
         try:
-            if self._conclude(
-                task_id, request, lambda: self.store_result(task_id, result, state, request=request), True
-            ):
+            if self.conclude(task_id, request, store, alone=True, successor=record):
                 self.app.publisher.publish_committed([record])
         except DataError:
             return False
-        finally:
-            self._next = None
         return True
 
     def mark_as_failure(
@@ -241,8 +127,7 @@ class RecordBackend(WaitingBackend, OutcomeBackend, ConsequenceBackend):
             self._follow(request, state, exc, traceback)
             self.app.submit_successors(sent, revoked=False)
 
-        with self._prepared(exc, state, request):
-            stored = self._conclude(task_id, request, outcome, alone=not follows)
+        stored = self.conclude(task_id, request, outcome, self.prepare(exc, state, request), alone=not follows)
         if stored and here:
             aside(partial(call_each, here, request, exc, traceback))
 
@@ -256,17 +141,16 @@ class RecordBackend(WaitingBackend, OutcomeBackend, ConsequenceBackend):
         def outcome():
             run = TaskRecord.objects.run_of(task_id, gen_of(request))
             if run is None:
-                _log_fenced(task_id, state)
-                raise _Fenced
+                log_fenced(task_id, state)
+                raise Fenced
             if run.cancel_at:
-                raise _Cancelled
-            run.keep_attempt(*words, cut(traceback or ""))
-            moved = run.wait_again(next_run)
+                raise Cancelled
+            keep_attempt(run, *words, cut(traceback or ""))
+            moved = wait_again(run, next_run)
             super(RecordBackend, self).mark_as_retry(task_id, exc, cut(traceback or ""), request)
             self.app.publish_or_wake(moved, next_run)
 
-        with self._prepared(exc, state, request):
-            return self._conclude(task_id, request, outcome, alone=False)
+        return self.conclude(task_id, request, outcome, self.prepare(exc, state, request))
 
     def mark_as_lost(self, task_id: str, gen: int, reason: str) -> None:
         """End a run whose process is gone: its task is repeated if it says so (`acks_late`), or it has failed."""
@@ -290,7 +174,7 @@ class RecordBackend(WaitingBackend, OutcomeBackend, ConsequenceBackend):
         def still_runs():
             row = TaskRecord.objects.run_of(task_id, gen)
             if row is None or row.cancel_at != run.cancel_at:
-                raise _Fenced
+                raise Fenced
             if lost:
                 TaskRecord.objects.filter(pk=run.pk).update(lost_count=row.lost_count + lost)
 
@@ -309,7 +193,7 @@ class RecordBackend(WaitingBackend, OutcomeBackend, ConsequenceBackend):
         if state == states.REJECTED:  # which Celery counts as a failure
             self.mark_as_failure(request.id, exc, request=request)
             return
-        self._conclude(request.id, request, partial(self._end_ignored, request, state, exc), alone=False)
+        self.conclude(request.id, request, partial(self._end_ignored, request, state, exc))
 
     def _end_ignored(self, request, state: str, exc: Exception) -> None:
         if not TaskRecord.objects.mark_dropped(request.id, gen_of(request), state):
@@ -339,59 +223,6 @@ class RecordBackend(WaitingBackend, OutcomeBackend, ConsequenceBackend):
         if moved:
             logger.warning("Task %s waits for a worker that knows it: %s", task_id, exc)
         return moved or TaskRecord.objects.is_to_come(task_id)
-
-    def _store_result(self, task_id, result, status, traceback=None, request=None, using=None):
-        if status == celery_states.RETRY or getattr(request, "is_eager", False):
-            return super()._store_result(task_id, result, status, traceback, request, using)
-        if status not in states.READY_STATES:  # a state of the task's own, by `update_state`
-            with transaction.atomic():
-                if task_id != getattr(request, "id", None) or TaskRecord.objects.run_of(task_id, gen_of(request)):
-                    return super()._store_result(task_id, result, status, traceback, request, using)
-            _log_fenced(task_id, status)
-            return None
-        exception = words_of(result, status)
-        is_prepared = self._outcome and result is self._outcome[1]
-        (content_type, content_encoding, encoded), note = (
-            self._outcome[2] if self._outcome and is_prepared else self.as_kept(result, exception)
-        )
-        meta = {**self._get_meta_from_request(request), "children": self.current_task_children(request)}
-        extended = self._get_extended_properties(request, traceback) if self._is_extended else {}
-        traceback = cut(traceback) if traceback else None
-        self._close(task_id, status, request, encoded, note, exception, [
-            task_id, status, content_type, content_encoding, encoded, traceback, self.encode_content(meta)[2],
-            extended.get("task_args"), extended.get("task_kwargs"), extended.get("periodic_task_name"),
-        ])  # fmt: skip
-        return encoded
-
-    def _close(self, task_id, state, request, encoded="", note="", exception=("", ""), result_row=()):
-        """Close the record and store the result row, if any, in one statement. A task without a record gets one."""
-        # A step that never came has no gen that anybody knows: what would have sent it closes it.
-        has_gen = request is not None and hasattr(request, "id") and self._closing in (None, task_id)
-        gen = gen_of(request) if has_gen else None
-        preview = "" if exception[0] else encoded[:200]
-        may_be_cancelled = state in (celery_states.SUCCESS, celery_states.REVOKED)
-        values = [state, preview, note, *exception, task_id, gen, may_be_cancelled, *result_row]
-        sql = _CLOSE_WITH_RESULT if result_row else _CLOSE
-        if self._next is not None:
-            sql, values = _CLOSE_AND_GO_ON, [*values, self.app.publisher.grace, *self._next.inserted_values()]
-        self._was_stopped = False
-        if row := patiently(lambda: execute(sql, values).fetchone(), task_id):
-            self._was_stopped = row[0]
-            return
-        if record := TaskRecord.objects.filter(task_id=task_id).only("state", "gen", "cancel_at").first():
-            if task_id != self._closing:
-                return
-            if record.cancel_at and record.state not in states.READY_STATES and gen in (None, record.gen):
-                raise _Cancelled
-            _log_fenced(task_id, state)
-            raise _Fenced
-        is_task = not getattr(request, "subtask_type", None)  # but a chord, say, in a chain that failed
-        if not is_task or (request is None and state == celery_states.REVOKED):  # a worker hears of revokes of any id
-            return
-        if task_id == self._closing and request is not None and may_adopt(request):
-            return
-        TaskRecord.objects.adopt(foreign_record(request, task_id, root_id=self._root))
-        execute(sql, values)
 
     def keep_revoked(self, task_id: str) -> None:
         """Let an id that has no record, and perhaps never will, be told as revoked, as Celery does."""
@@ -426,7 +257,3 @@ def _repeat(task_id: str, gen: int, move: Callable[[TaskRecord], bool]) -> bool:
             return True
 
     return patiently(moved, task_id)
-
-
-def _log_fenced(task_id, state) -> None:
-    logger.warning("Late %s of task %s refused: it was closed, or runs elsewhere.", state, task_id)

@@ -1,7 +1,8 @@
 """Questions to the broker itself: which messages it holds, and whether it is still the one that was given them.
 
 A broker loses messages: a worker is killed between taking one off its list and noting it as unacknowledged, or Redis
-comes back empty. Postgres knows what was published and not claimed; this module knows what of that is there.
+comes back empty. Postgres knows what was published and not claimed; this module knows what of that is there. (That it
+is away is remembered by breaker.py.)
 
 All functions but `is_readable` raise kombu's OperationalError where the broker does not answer.
 """

@@ -5,7 +5,6 @@ A project's Celery app is made before Django's apps are loaded, so the model is 
 
 from __future__ import annotations
 
-import inspect
 import numbers
 import operator
 import re
@@ -60,19 +59,9 @@ class BuildingCelery(Celery):
         request = parent.request if parent else None
         if request and options.get("priority") is None and self._inherits_priority:
             options["priority"] = (request.delivery_info or {}).get("priority")
-        options["headers"] = _own_headers(options.get("headers"))
-        to_exchange = options.get("exchange") and options.get("routing_key") and not options.get("queue")
-        options = (router or self.amqp.router).route(dict(options), route_name or name, args, kwargs, task)
-        queue, exchange, key = (options.pop(part, None) for part in ("queue", "exchange", "routing_key"))
-        if to_exchange or (queue is None and exchange and key):
-            options |= {"exchange": exchange, "routing_key": key}
-            queue = None
+        queue, options = self._routed(options, router, route_name or name, args, kwargs, task)
         record = TaskRecord(
-            task_id=task_id,
-            name=name,
-            args=args,
-            kwargs=kwargs,
-            queue=str(getattr(queue, "name", queue) or key or self.amqp.default_queue.name),
+            task_id=task_id, name=name, args=args, kwargs=kwargs, queue=queue,
             priority=self._checked_priority(options.pop("priority", None)),
             root_id=options.pop("root_id", None) or (request and (request.root_id or request.id)) or task_id,
             parent_id=options.pop("parent_id", None) or (request and request.id),
@@ -80,7 +69,7 @@ class BuildingCelery(Celery):
             retries=options.pop("retries", 0),
             max_retries=getattr(task, "max_retries", None),
             idempotency_key=_checked_text("idempotency_key", options.pop("idempotency_key", None)),
-        )
+        )  # fmt: skip
         _set_times(record, countdown, eta, options.pop("expires", None))
         headers = _own_headers(options.pop("headers", None))  # a route's too
         record.options = _given(options) | ({"headers": headers} if headers else {})
@@ -90,6 +79,17 @@ class BuildingCelery(Celery):
             self._apply_task_options(record, task)
         self._announce(record, announce)
         return record
+
+    def _routed(self, options: dict[str, Any], router, *call) -> tuple[str, dict[str, Any]]:
+        """The name of the queue that a call goes to, and its options as the routes leave them."""
+        options["headers"] = _own_headers(options.get("headers"))
+        to_exchange = options.get("exchange") and options.get("routing_key") and not options.get("queue")
+        options = (router or self.amqp.router).route(dict(options), *call)
+        queue, exchange, key = (options.pop(part, None) for part in ("queue", "exchange", "routing_key"))
+        if to_exchange or (queue is None and exchange and key):
+            options |= {"exchange": exchange, "routing_key": key}
+            queue = None
+        return str(getattr(queue, "name", queue) or key or self.amqp.default_queue.name), options
 
     def _announce(self, record: TaskRecord, now: bool) -> None:
         if not now:
@@ -202,7 +202,7 @@ def _checked_text(what: str, text: Any) -> str | None:
 
 def is_sent_plainly(task) -> bool:
     """Whether nothing but Celery's own code runs when a task is sent: no `apply_async` of its class, nor around it."""
-    function = inspect.getattr_static(type(task), "apply_async")
+    function = type(task).apply_async
     return function.__module__ == Task.__module__ and not hasattr(function, "__wrapped__")
 
 

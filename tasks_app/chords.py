@@ -1,6 +1,6 @@
 """Chords, counted in Postgres in the transactions that close their members; `celery.chord_unlock` is not used.
 
-A member is closed once (see backend.py), so it is counted once, whatever became of its worker or its message. An open
+A member is closed once (see closing.py), so it is counted once, whatever became of its worker or its message. An open
 chord is a row of django-celery-results' ChordCounter, written with the records of the members. The member that decides
 it, the last one or the first that fails, leaves it with a count of 0: from then on it is to be ended, by `end_chord`.
 That is done after the member's transaction, since it calls a project's code (signal handlers, encoders, errbacks), and
@@ -25,6 +25,7 @@ from django_celery_results.models import ChordCounter, TaskResult
 from django_celery_results.models import GroupResult as StoredGroup
 
 from tasks_app import moments
+from tasks_app.ambient import ambient, having
 from tasks_app.execution import foreign_record, request_of
 from tasks_app.gathering import gathered, gathering
 from tasks_app.models import TaskRecord, TaskStep
@@ -47,21 +48,14 @@ def where_written(model: Any) -> Any:
 class ChordBackend(DatabaseBackend):
     TaskModel, GroupModel = where_written(TaskResult), where_written(StoredGroup)
 
-    #: The workflow of the task whose outcome is being stored.
-    _root: str | None = None
-    #: Members that decided their chords, in the transaction at hand.
-    _decided: list[Context] | None = None
-    #: Errbacks, as JSON, that a chord has called which is within the header of one that fails now, and of the latter.
-    _called: frozenset[str] = frozenset()
-    _calling: frozenset[str] = frozenset()
-
     def on_chord_part_return(self, request, state, result, **kwargs):
         """Count a member of a chord's header, in the transaction that closes it; one that fails decides at once."""
         by = _ALL if state in states.PROPAGATE_STATES else 1
         row = execute(_COUNT, [by, request.group]).fetchone()
         if row and row[0] == 0:
-            if self._decided is not None:
-                self._decided.append(request)
+            closing = ambient().closing
+            if closing is not None and closing.decided is not None:
+                closing.decided.append(request)
             else:
                 transaction.on_commit(lambda: self.end_chord(request))
 
@@ -87,15 +81,13 @@ class ChordBackend(DatabaseBackend):
         if chord is None or not request.chord:
             return
         body = maybe_signature(request.chord, app=self.app)
-        outer, self._root = self._root, getattr(request, "root_id", None) or self._root
-        try:
-            self._send_body(body, chord)
-        except ChordError as error:
-            logger.error("Chord %s has failed: %s", chord.group_id, error)
-            self._fail_body(body, error)
-            ChordCounter.objects.filter(pk=chord.pk).delete()
-        finally:
-            self._root = outer
+        with having(root_id=root_of(request)):
+            try:
+                self._send_body(body, chord)
+            except ChordError as error:
+                logger.error("Chord %s has failed: %s", chord.group_id, error)
+                self._fail_body(body, error)
+                ChordCounter.objects.filter(pk=chord.pk).delete()
 
     def is_interrupted(self, chord: ChordCounter) -> bool:
         """Whether a decided chord's members have ended for so long that nobody is about to send its body."""
@@ -164,25 +156,27 @@ class ChordBackend(DatabaseBackend):
         raise _create_chord_error_with_cause(f"Dependency {task_id} raised {exc!r:.1000}", exc)
 
     def _fail_body(self, body: Signature, exc: ChordError) -> None:
-        called, self._calling = self._called, frozenset()
+        calling: set[str] = set()
         try:
             raise exc  # Celery reads it from the stack
         except ChordError:
-            self.chord_error_from_stack(body, exc)
+            with having(calling=calling):
+                self.chord_error_from_stack(body, exc)
         if body.options.get("chord"):  # a chord within another's header
             part = Context(id=body.id, group=body.options.get("group_id"), chord=body.options["chord"])
-            self._called = called | self._calling
-            try:
-                with transaction.atomic():
-                    self.on_chord_part_return(part, states.FAILURE, exc)
-            finally:
-                self._called = called
+            with having(called=ambient().called | calling), transaction.atomic():
+                self.on_chord_part_return(part, states.FAILURE, exc)
 
     def chord_error_from_stack(self, callback, exc=None):
         """Celery marks a chord's body as failed without ever sending it: it gets a record, so that it can be seen."""
         if callback.id and "tasks" not in callback.get("kwargs", {}):
-            TaskRecord.objects.adopt(foreign_record(None, callback.id, callback.task, root_id=self._root))
+            TaskRecord.objects.adopt(foreign_record(None, callback.id, callback.task, root_id=ambient().root_id))
         return super().chord_error_from_stack(callback, exc)
+
+
+def root_of(request: Any) -> str | None:
+    """The workflow of a request; where it tells none, that of the task that ends."""
+    return getattr(request, "root_id", None) or ambient().root_id
 
 
 def _leaves(result: ResultBase) -> list:

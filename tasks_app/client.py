@@ -15,9 +15,10 @@ from tasks_app.building import is_sent_plainly
 from tasks_app.conf import APPS_SETTING
 from tasks_app.exceptions import TaskNotFound, UnknownTask
 from tasks_app.gathering import gathered
-from tasks_app.models import FORGOTTEN, TaskRecord, TaskStep, as_sent
+from tasks_app.models import FORGOTTEN, TaskRecord, TaskStep
 from tasks_app.recording import current_app
 from tasks_app.steps import is_to_come
+from tasks_app.storable import as_sent
 from tasks_app.transport import is_id
 
 _KEPT_BY_RERUN = {"headers", "ignore_result", "serializer", "time_limit", "soft_time_limit", "exchange", "routing_key"}

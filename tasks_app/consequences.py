@@ -15,18 +15,17 @@ from celery.exceptions import NotRegistered, TaskRevokedError
 from django.db import InterfaceError, OperationalError, connection, transaction
 from kombu.utils.functional import maybe_list
 
-from tasks_app.chords import ChordBackend
+from tasks_app.ambient import Closing, ambient, having
+from tasks_app.chords import ChordBackend, root_of
 from tasks_app.execution import aside, request_of
 from tasks_app.gathering import Successors, gathered
-from tasks_app.models import TaskRecord, dump_json
+from tasks_app.models import TaskRecord
+from tasks_app.storable import dump_json
 
 logger = logging.getLogger(__name__)
 
 
 class ConsequenceBackend(ChordBackend):
-    #: The task whose outcome is being stored.
-    _closing: str | None = None
-
     def follow_revoked(self, task_ids: Iterable[str]) -> None:
         """Let what waits for tasks that were revoked, or expired, while they waited end too."""
         for record in TaskRecord.objects.filter(task_id__in=task_ids):
@@ -46,13 +45,11 @@ class ConsequenceBackend(ChordBackend):
         """What a task that did not succeed means for those that wait for it."""
         if request is None or not (request.chord or getattr(request, "chain", None)):
             return
-        outer = self._closing, self._root
-        self._closing, self._root = self._closing or request.id, getattr(request, "root_id", None) or self._root
-        with contained(request.id):
+        closing = ambient().closing or Closing(request.id)
+        with having(closing=closing, root_id=root_of(request)), contained(request.id):
             if request.chord:
                 self.on_chord_part_return(request, state, exc)
             self._fail_chain(getattr(request, "chain", None), exc, traceback, state=state)
-        self._closing, self._root = outer
 
     def _errbacks_of(self, request) -> tuple[list, Successors]:
         """A task's errbacks: those to be called here, with the exception, and the records of those to be sent."""
@@ -80,8 +77,10 @@ class ConsequenceBackend(ChordBackend):
         if self.app.conf.task_always_eager or (request.delivery_info or {}).get("is_eager"):
             return super()._call_task_errbacks(request, exc, traceback)
         # A chord links its own to the bodies of chords within its header too, which have called them by then.
-        request.errbacks = [each for each in request.errbacks if _words(each) not in self._called]
-        self._calling |= {_words(each) for each in request.errbacks}
+        called, calling = ambient().called, ambient().calling
+        request.errbacks = [each for each in request.errbacks if _words(each) not in called]
+        if calling is not None:
+            calling.update(map(_words, request.errbacks))
         here, sent = self._errbacks_of(request)
         self.app.submit_workflow(sent)
         call_each(here, request, exc, traceback)

@@ -8,8 +8,9 @@ from celery import Celery
 from django.db import transaction
 from django.db.models import Count, Q
 
-from tasks_app.models import PHASES, TaskRecord, as_sent
+from tasks_app.models import PHASES, TaskRecord
 from tasks_app.recording import current_app
+from tasks_app.storable import as_sent
 
 _KNOWN_HERE = Q(publish_at__isnull=False) | Q(parked_at__isnull=False)
 

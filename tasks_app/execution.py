@@ -24,12 +24,14 @@ from kombu.utils.functional import maybe_list
 from kombu.utils.json import loads
 
 from tasks_app import broker, messages, states
+from tasks_app.ambient import forget
 from tasks_app.conf import conf
 from tasks_app.exceptions import InvalidSubmission
-from tasks_app.gathering import Successors, take_successors
-from tasks_app.models import TaskRecord, as_sent, dump_json
+from tasks_app.gathering import Successors
+from tasks_app.models import TaskRecord
 from tasks_app.moves import Run
 from tasks_app.publishing import GEN_HEADER
+from tasks_app.storable import as_sent, dump_json
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -67,7 +69,7 @@ def claim_run(task, request, args: list, kwargs: dict) -> bool:
 
     What the row says is put into `args`, `kwargs` and the request, where the message says otherwise.
     """
-    take_successors()  # of a run that Celery gave up in between
+    forget()
     run = _claim_when_possible(request, task.name, _max_lost(task))
     if run is None:
         return False

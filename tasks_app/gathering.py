@@ -7,8 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from contextvars import ContextVar
 from typing import TYPE_CHECKING
+
+from tasks_app.ambient import ambient, having, keep
 
 if TYPE_CHECKING:
     from django_celery_results.models import ChordCounter
@@ -28,32 +29,27 @@ class Successors:
         self.steps: list[Step] = []
 
 
-#: Where what is sent goes while a run ends, or a workflow is put together; None: to be submitted at once.
-_gathering: ContextVar[Successors | None] = ContextVar("gathering", default=None)
-
-
 def begin_ending(parent) -> None:
     """From here on, until `take_successors`, gather what is sent: the body has ended, its outcome is not stored yet."""
-    _gathering.set(Successors(parent))
+    keep(successors=Successors(parent))
 
 
 def take_successors() -> Successors | None:
-    successors = _gathering.get()
+    """What was gathered since the body has ended; from here on, what is sent is submitted at once."""
+    successors = ambient().successors
     if successors is not None:
-        _gathering.set(None)
+        keep(successors=None)
     return successors
 
 
 def gathering() -> Successors | None:
-    return _gathering.get()
+    """Where what is sent goes now; None: it is submitted at once."""
+    return ambient().successors
 
 
 @contextmanager
 def gathered() -> Iterator[Successors]:
     """Gather what is sent within the block."""
     successors = Successors()
-    token = _gathering.set(successors)
-    try:
+    with having(successors=successors):
         yield successors
-    finally:
-        _gathering.reset(token)

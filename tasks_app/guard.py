@@ -129,7 +129,7 @@ class Guard:
         """Called by send_task where the running task sends its own id: a retry, or `replace`."""
         record.inserted_values()  # refuses what no worker could take
         if record.retries > self.request.retries:
-            self.request.next_run = record  # backend.mark_as_retry writes it, with the run's outcome
+            self.request.next_run = record  # written with the run's outcome, by retries.wait_again
             return
         from tasks_app.exceptions import DuplicateTask
 

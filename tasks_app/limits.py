@@ -25,9 +25,10 @@ from django.db.models.functions import Now
 
 from tasks_app import moments
 from tasks_app.exceptions import InvalidSubmission
-from tasks_app.models import Limit, TaskRecord, printable
+from tasks_app.models import Limit, TaskRecord
 from tasks_app.recording import current_app
 from tasks_app.statements import brief_transaction, execute
+from tasks_app.storable import printable
 from tasks_app.uniqueness import bound_arguments, signature_of
 
 #: How far ahead starts are settled: what is later can still be overtaken, and a relay that looks each second keeps up.
@@ -117,9 +118,15 @@ def admit_parked() -> int:
     return sum(_give_slots(str(head.limit_key), registered.get(head.name, NONE)) for head in heads)
 
 
-def prune_limits() -> int:
-    """Delete what remembers nothing: a `Limit` is made again where it is needed."""
-    return Limit.objects.filter(next_at__lt=Now() - timedelta(days=1)).delete()[0]
+def prune_limits(limit: int) -> int:
+    """Delete up to `limit` rows that remember nothing: a `Limit` is made again where it is needed. Returns how many.
+
+    Without this there would be one for each customer there ever was, where a `limit_key` names one.
+    """
+    idle = Limit.objects.filter(next_at__lt=Now() - timedelta(days=1)).select_for_update(skip_locked=True)
+    with brief_transaction():
+        keys = list(idle.values_list("pk", flat=True)[:limit])
+        return Limit.objects.filter(pk__in=keys).delete()[0] if keys else 0
 
 
 def _is_early(record: TaskRecord) -> bool:

@@ -1,23 +1,21 @@
 """The record of each task: one row, committed before its message is published, kept with its outcome."""
 
-import json
 from datetime import timedelta
 from operator import attrgetter
-from typing import Any
 
 from django.db import DEFAULT_DB_ALIAS, models
 from django.db.models.base import ModelState
 from django.db.models.functions import Greatest, Least, Now
 from django.db.models.lookups import GreaterThanOrEqual, LessThanOrEqual
-from kombu.utils.json import JSONEncoder, loads
 
 from tasks_app import moments, states, storable
 from tasks_app.conf import conf
 from tasks_app.exceptions import InvalidSubmission
+from tasks_app.json_field import Encoded, JSONText
 from tasks_app.moments import MomentField
-from tasks_app.moves import GIVEN, PUBLISH_GRACE, TaskQuerySet
-
-#: Bytes of a task's arguments, as JSON; what a worker hands on within a workflow may be more.
+from tasks_app.moves import GIVEN
+from tasks_app.retries import RetryQuerySet
+from tasks_app.storable import dump_json
 
 #: Note on a record whose result somebody has deleted, by Celery's `result.forget()`.
 FORGOTTEN = "Its result was forgotten"
@@ -45,58 +43,6 @@ _READABLE = models.Q(
 )
 _NOT_ROOT = ~models.Q(root_id=models.F("task_id"))
 _PHASE_OF_STATE = dict(zip(states.ALL_STATES, ("queued", "running", "retrying", *list(PHASES)[5:]), strict=True))
-
-
-class JSONText(models.TextField):
-    """JSON kept as the text that was sent: exact, with key order and any number or character that JSON can carry.
-
-    (jsonb would refuse NUL and lone surrogates, and rewrite numbers and objects.) Encoded as kombu does it, so that a
-    message built from the row equals the one built from the call: a datetime stays kombu's marker for one.
-    """
-
-    _pyi_private_set_type: Any  # for the type checker
-    _pyi_private_get_type: Any
-
-    def from_db_value(self, value, expression, connection):
-        """A text that is no JSON, written by SQL, comes as it is: one bad row must not keep others from being read."""
-        try:
-            return None if value is None else json.loads(value)
-        except (ValueError, RecursionError):
-            return value
-
-    def to_python(self, value):
-        return value
-
-    def get_prep_value(self, value):
-        return value if value is None or isinstance(value, Encoded) else dump_json(value)
-
-
-class Encoded(str):
-    """JSON that was encoded before: a project's own encoders do not run within a transaction of ours."""
-
-
-_encode = JSONEncoder().encode
-
-
-def dump_json(value: Any) -> str:
-    """Raises InvalidSubmission for what JSON cannot carry."""
-    try:
-        return _encode(value)
-    except (TypeError, ValueError, RecursionError) as error:
-        raise InvalidSubmission(f"Arguments and options travel as JSON: {error}.") from error
-
-
-def as_sent(value: Any) -> Any:
-    """A row's JSON as a message has it, where bytes, times and ids are what they were; itself, where that cannot be."""
-    try:
-        return loads(dump_json(value))
-    except ValueError:  # of a type that this process does not know
-        return value
-
-
-def printable(text: str) -> str:
-    """`text` with what Postgres cannot hold (NUL, lone surrogates) escaped."""
-    return text.replace("\x00", "\\x00").encode("utf-8", "backslashreplace").decode()
 
 
 class WhereWritten(models.Manager):
@@ -191,7 +137,7 @@ class TaskRecord(models.Model):
     args_start: str
     kwargs_start: str
 
-    objects = WhereWritten.from_queryset(TaskQuerySet)()
+    objects = WhereWritten.from_queryset(RetryQuerySet)()
 
     class Meta:
         verbose_name = "task"
@@ -300,51 +246,6 @@ class TaskRecord(models.Model):
         if not self.started_at or self.is_waiting:
             return None
         return (self.finished_at or moments.now()) - self.started_at
-
-    def keep_attempt(
-        self, exc_type: str = "", exc_message: str = "", traceback: str = "", state: str = states.RETRY
-    ) -> None:
-        """Keep the run that ends here, or has ended, as history."""
-        self.attempts.create(
-            attempt=self.attempt,
-            state=state,
-            worker=self.worker,
-            worker_pid=self.worker_pid,
-            started_at=self.started_at,
-            finished_at=self.finished_at or moments.now(),
-            exc_type=exc_type,
-            exc_message=exc_message,
-            traceback=traceback,
-        )
-        self.state, self.exc_type, self.exc_message = states.RETRY, exc_type, exc_message
-
-    def wait_again(self, next_run: "TaskRecord | None" = None, publish_in: float = PUBLISH_GRACE) -> "TaskRecord":
-        """Save it as waiting, under the next gen: as `next_run` says, or as before, in `publish_in` seconds."""
-        self.gen += 1
-        publish_at: Any = Now() + timedelta(seconds=publish_in)
-        self.redelivered = next_run is None
-        if next_run is not None:
-            for name in ("args", "kwargs", "options", "queue", "priority", "limit_key", "retries", "eta"):
-                setattr(self, name, getattr(next_run, name))
-            if next_run.countdown is not None:
-                self.eta = Now() + timedelta(seconds=next_run.countdown)
-            if next_run.publish_in is not None:
-                publish_at = Now() + timedelta(seconds=next_run.publish_in)
-            publish_at = next_run.publish_at or publish_at
-            if next_run.expires_in is not None:
-                self.expires = Now() + timedelta(seconds=next_run.expires_in)
-            self.expires = next_run.expires or self.expires
-        if "scheduled_for" in (self.options.get("headers") or {}):  # of a schedule's run it is the time to start by
-            self.expires = None
-        self.refused = self.missed = 0
-        self.publish_at = publish_at
-        self.published_at = self.lease_until = self.slot_at = None
-        given = self.args, self.kwargs, self.options
-        if next_run is not None:
-            self.args, self.kwargs, self.options = next_run.encoded()
-        self.save()
-        self.args, self.kwargs, self.options = given
-        return self
 
     def encoded(self) -> tuple[Encoded, Encoded, Encoded]:
         """Args, kwargs and options as JSON. Raises InvalidSubmission."""

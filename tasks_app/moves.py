@@ -1,17 +1,17 @@
 """The moves of a record's state: each one guarded statement that tells whether it won.
 
-The guard is `gen`, the number of the message now in force. Each way back to waiting raises it, so that a message can be
-claimed once, and a run can only be closed by whoever holds its claim: a late, repeated or revoked message, and a worker
-that woke up after its task went elsewhere, change nothing.
+The guard is `gen`, the number of the message now in force. Each way back to waiting (retries.py) raises it, so that a
+message can be claimed once, and a run can only be closed by whoever holds its claim: a late, repeated or revoked
+message, and a worker that woke up after its task went elsewhere, change nothing.
 
 The statements that every task pays for (insert, claim) are written by hand; the ORM would double their cost.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime, timedelta
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-from django.db import connection, models, transaction
+from django.db import connection, models
 from django.db.models.functions import Now
 
 from tasks_app import states
@@ -120,7 +120,7 @@ class TaskQuerySet(models.QuerySet["TaskRecord"]):
 
     def mark_published(self, messages: Iterable[tuple[str, int]]) -> int:
         """Take (task_id, gen) pairs off the relay's queue; what was claimed or moved on meanwhile stays as it is."""
-        return execute(_MARK_PUBLISHED, _arrays(messages)).rowcount
+        return execute(_MARK_PUBLISHED, arrays(messages)).rowcount
 
     def claim(
         self, task_id: str, gen: int, worker: str, pid: int, max_lost: int = 1, name: str | None = None
@@ -143,7 +143,7 @@ class TaskQuerySet(models.QuerySet["TaskRecord"]):
 
         Returns, for those that are still this worker's: whether it runs, and the signal to stop it with, if any.
         """
-        return {row[0]: row[1:] for row in execute(_RENEW, [*_arrays(messages), conf.TASK_LEASE]).fetchall()}
+        return {row[0]: row[1:] for row in execute(_RENEW, [*arrays(messages), conf.TASK_LEASE]).fetchall()}
 
     def run_of(self, task_id: str, gen: int) -> "TaskRecord | None":
         """The row of a run, locked for the caller's transaction; None where it was closed or went elsewhere."""
@@ -173,74 +173,6 @@ class TaskQuerySet(models.QuerySet["TaskRecord"]):
             cursor.execute(_STOP.format(rows=sql), [signal, reason, *params])
             return dict(cursor.fetchall())
 
-    def mark_lost(self, run: "TaskRecord", reason: str) -> bool:
-        """Let a locked run that was lost be repeated; False where it is not to be."""
-        if run.cancel_at or run.lost_count + 1 >= run.max_lost:
-            return False
-        run.lost_count += 1
-        run.keep_attempt("WorkerLostError", reason)
-        run.wait_again(publish_in=min(run.lost_count, 10))
-        return True
-
-    def mark_released(self, run: "TaskRecord", reason: str) -> bool:
-        """Let a locked run that its worker lets go of be repeated; False where it is not to be."""
-        if run.cancel_at or run.max_lost <= 1:
-            return False
-        run.keep_attempt(exc_message=reason)
-        run.wait_again(publish_in=0)
-        return True
-
-    def mark_handed_back(self, messages: Iterable[tuple[str, int]]) -> int:
-        """Let what a worker holds without having started it go to another, at once."""
-        return execute(_REPUBLISH, _arrays(messages)).rowcount
-
-    def mark_missed(self, messages: Iterable[tuple[str, int]], most: int) -> int:
-        """Let messages that were lost be published again; not those of which this would be the `most`th."""
-        return execute(_MARK_MISSED, [*_arrays(messages), most]).rowcount
-
-    def mark_refused(self, task_id: str, gen: int, reason: str, most: int) -> int:
-        """Let a message that a worker could not take be published again, later each time; not for the `most`th time."""
-        return execute(_MARK_REFUSED, [reason, task_id, gen, most]).rowcount
-
-    def mark_all_forgotten(self) -> int:
-        """Let all that was published and not claimed be published again."""
-        published = self.waiting().filter(publish_at=None, published_at__isnull=False)
-        return published.update(gen=models.F("gen") + 1, publish_at=Now(), published_at=None, lease_until=None)
-
-    def mark_replaced(self, task_id: str, gen: int) -> bool:
-        """End a run whose task goes on as another, or as the last step of a workflow, under its id (Task.replace).
-
-        False where it was asked to stop, or is not in force.
-        """
-        return bool(self._repeatable(task_id, gen).update(publish_at=None, **_waiting_again(gen)))
-
-    def take_over(self, successor: "TaskRecord"):
-        """Let a replaced task's record wait as its successor. None where there is no such record."""
-        with transaction.atomic():
-            replaced = self.filter(state=states.PENDING, publish_at=None, published_at=None, attempt__gt=0)
-            record = replaced.select_for_update().filter(task_id=successor.task_id).first()
-            if record is None:
-                return None
-            record.name = successor.name
-            return record.wait_again(successor)
-
-    def start_anew(self, successor: "TaskRecord"):
-        """Let a task that has ended start anew as `successor`, which was sent under its id; its last run is kept as an
-        attempt. None where there is no such task. (Celery runs what is sent twice under one id twice.)"""
-        with transaction.atomic():
-            ended = self.filter(task_id=successor.task_id, state__in=states.READY_STATES)
-            record = ended.select_for_update().first()
-            if record is None:
-                return None
-            if record.attempt and not record.attempts.filter(attempt=record.attempt).exists():
-                record.keep_attempt(record.exc_type, record.exc_message, state=record.state)
-            for name in _RENEWED:
-                setattr(record, name, getattr(successor, name))
-            record.state, record.finished_at, record.cancel_at, record.cancel_signal = states.PENDING, None, None, ""
-            record.exc_type = record.exc_message = record.note = record.result_preview = ""
-            record.lost_count, record.parked_at, record.expires = 0, None, None
-            return record.wait_again(successor)
-
     def mark_unpublishable(self, record: "TaskRecord", reason: str, exc_type: str) -> int:
         """End a task of which no message can be made."""
         row = self.waiting().filter(pk=record.pk, gen=record.gen)
@@ -248,54 +180,13 @@ class TaskQuerySet(models.QuerySet["TaskRecord"]):
             state=states.FAILURE, publish_at=None, finished_at=Now(), exc_type=exc_type, exc_message=reason
         )
 
-    def mark_postponed(self, record: "TaskRecord", reason: str, seconds: float) -> int:
-        """Let a message be published later, since the broker did not take it."""
-        row = self.waiting().filter(pk=record.pk, gen=record.gen)
-        return row.update(publish_at=Now() + timedelta(seconds=seconds), exc_message=reason[:500])
-
-    def mark_unregistered(self, task_id: str, reason: str, grace: float) -> bool:
-        """Let a task that its worker does not know (an old one, during a deploy) wait for one that does.
-
-        For as long as it has waited already, at most a minute; False where that was `grace` seconds or more.
-        """
-        return bool(execute(_MARK_UNREGISTERED, [reason, task_id, grace]).rowcount)
-
-    def is_to_come(self, task_id: str) -> bool:
-        """Whether it waits, and has no message in force: what came for it was an old one."""
-        soon = Now() + timedelta(seconds=HELD_GRACE)
-        sent = models.Q(publish_at__lte=soon) | models.Q(publish_at=None, published_at__isnull=False)
-        return self.waiting().filter(task_id=task_id).exclude(sent).exists()
-
-    def mark_requeued(self, task_id: str, gen: int) -> bool:
-        """Let a run whose body raised Reject(requeue=True) wait again, to be published by the relay in a second.
-
-        False where it was asked to stop, or is not in force.
-        """
-        in_a_second = Now() + timedelta(seconds=1)
-        waiting = _waiting_again(gen) | {"redelivered": True}
-        return bool(self._repeatable(task_id, gen).update(publish_at=in_a_second, **waiting))
-
-    def _repeatable(self, task_id: str, gen: int):
-        return self.filter(task_id=task_id, gen=gen, state=states.STARTED, cancel_at=None)
-
     def mark_dropped(self, task_id: str, gen: int, state: str) -> int:
         """End a run whose body raised Celery's Ignore or Reject: there is no result."""
         run = self.filter(task_id=task_id, gen=gen, state=states.STARTED)
         return run.update(state=state, finished_at=Now(), lease_until=None)
 
 
-#: Fields of a record that starts anew, besides those that each new run brings (TaskRecord.wait_again).
-_RENEWED = (
-    "name", "root_id", "parent_id", "group_id", "max_retries", "replay_of_id", "idempotency_key", "unique_key",
-    "unique_until",
-)  # fmt: skip
-
-
-def _waiting_again(gen: int) -> dict[str, Any]:
-    return {"state": states.PENDING, "gen": gen + 1, "published_at": None, "lease_until": None, "slot_at": None}
-
-
-def _arrays(messages: Iterable[tuple[str, int]]) -> list[list]:
+def arrays(messages: Iterable[tuple[str, int]]) -> list[list]:
     return [list(column) for column in zip(*messages, strict=True)] or [[], []]
 
 
@@ -312,7 +203,8 @@ GIVEN = INSERTED | {"countdown": "float8", "publish_in": "float8", "expires_in":
 
 
 def _in_seconds(span: str) -> str:
-    return f"clock_timestamp() + {span} * interval '1 s'"
+    # Not clock_timestamp(), which goes on within a statement: `eta` and `publish_at` of one countdown are the same.
+    return f"statement_timestamp() + {span} * interval '1 s'"
 
 
 _VALUES = {name: name for name in INSERTED} | {
@@ -332,10 +224,10 @@ _INSERT_ONE = _INSERT.format(rows=_ONE)
 _INSERT_MANY = _INSERT.format(rows=rowset(GIVEN)) + "RETURNING task_id"
 #: With the grace and a new record's values as parameters, under a condition.
 INSERT_IF = _INSERT.format(rows=f"{_ONE} WHERE {{condition}}") + "RETURNING task_id"
-_MESSAGES = "FROM unnest(%s::varchar[], %s::int[]) AS message (task_id, gen)"
+MESSAGES = "FROM unnest(%s::varchar[], %s::int[]) AS message (task_id, gen)"
 _MARK_PUBLISHED = f"""
 UPDATE {TABLE} AS task SET published_at = clock_timestamp(), publish_at = NULL
-{_MESSAGES}
+{MESSAGES}
 WHERE task.task_id = message.task_id AND task.gen = message.gen AND task.publish_at IS NOT NULL
 """
 #: A task that is unique while it waits is no longer so: another may wait for it to end.
@@ -357,7 +249,7 @@ WHERE task_id = %s AND gen = %s AND worker = %s AND worker_pid = %s AND state = 
 #: Past rows that somebody holds just now: one that is held for long must not cost the others their leases.
 _RENEW = f"""
 WITH held AS (
-    SELECT task.id {_MESSAGES}
+    SELECT task.id {MESSAGES}
     JOIN {TABLE} AS task ON task.task_id = message.task_id AND task.gen = message.gen
     WHERE task.state IN ('PENDING', 'RETRY', 'STARTED')
     FOR UPDATE OF task SKIP LOCKED
@@ -365,33 +257,6 @@ WITH held AS (
 UPDATE {TABLE} AS task SET lease_until = clock_timestamp() + make_interval(secs => %s)
 FROM held WHERE task.id = held.id
 RETURNING task.task_id, task.state = 'STARTED', task.cancel_signal
-"""
-_REPUBLISH = f"""
-UPDATE {TABLE} AS task SET gen = task.gen + 1, publish_at = clock_timestamp(), published_at = NULL, lease_until = NULL
-{_MESSAGES}
-WHERE task.task_id = message.task_id AND task.gen = message.gen AND task.state IN ('PENDING', 'RETRY')
-"""
-_MARK_MISSED = f"""
-UPDATE {TABLE} AS task SET
-    missed = missed + 1, gen = task.gen + 1, publish_at = clock_timestamp(), published_at = NULL, lease_until = NULL
-{_MESSAGES}
-WHERE task.task_id = message.task_id AND task.gen = message.gen AND task.state IN ('PENDING', 'RETRY')
-    AND missed + 1 < %s
-"""
-_MARK_REFUSED = f"""
-UPDATE {TABLE} SET
-    refused = refused + 1, gen = gen + 1, published_at = NULL, lease_until = NULL,
-    publish_at = clock_timestamp() + (refused + 1) * interval '1 s', exc_type = 'MessageRefused', exc_message = %s
-WHERE task_id = %s AND gen = %s AND state IN ('PENDING', 'RETRY') AND refused + 1 < %s
-"""
-_MARK_UNREGISTERED = f"""
-UPDATE {TABLE} SET
-    gen = gen + 1, published_at = NULL, exc_type = 'NotRegistered', exc_message = %s,
-    publish_at = clock_timestamp()
-        + least(greatest(clock_timestamp() - coalesce(eta, created_at), interval '1 s'), interval '60 s')
-WHERE task_id = %s AND state IN ('PENDING', 'RETRY') AND coalesce(publish_at, published_at) < clock_timestamp()
-        + interval '{HELD_GRACE} s'
-    AND coalesce(eta, created_at) > clock_timestamp() - %s * interval '1 s'
 """
 _REVOKE = f"""
 UPDATE {TABLE} SET

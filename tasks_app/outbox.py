@@ -10,7 +10,6 @@ A project's Celery app is made before Django's apps are loaded, so the model is 
 from __future__ import annotations
 
 import inspect
-import logging
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
@@ -36,7 +35,6 @@ if TYPE_CHECKING:
     from tasks_app.models import TaskRecord
     from tasks_app.steps import Step
 
-logger = logging.getLogger(__name__)
 transport.use()
 
 _OMITTED: Any = object()

@@ -11,19 +11,15 @@ from django_celery_results.backends.database import DatabaseBackend
 from kombu.exceptions import EncodeError
 
 from tasks_app import states
+from tasks_app.ambient import keep
 from tasks_app.conf import conf
-from tasks_app.models import printable
-
-#: Characters of a result, as JSON, of an exception's message and of a traceback that are kept.
+from tasks_app.storable import printable
 
 
 class OutcomeBackend(DatabaseBackend):
-    #: What the body raised that ran last.
-    _raised: Exception | None = None
-
     def describe(self, error: Exception) -> dict[str, Any]:
         """An exception as it was raised; Celery hands on what can be pickled of it, which may be another class."""
-        self._raised = error
+        keep(raised=error)
         described = self.prepare_exception(error, "json")
         with suppress(Exception):
             described["exc_text"] = str(error)

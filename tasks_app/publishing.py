@@ -1,4 +1,4 @@
-"""How records become messages in the broker, and what a process remembers of that: what to mark, and an outage.
+"""How records become messages in the broker.
 
 Messages are built and sent by Celery's own functions, those of `Celery.send_task`, which would decide again, for each
 message, what the record holds already.
@@ -6,27 +6,25 @@ message, what the record holds already.
 
 from __future__ import annotations
 
-import atexit
 import logging
 import os
-import queue
-import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from contextvars import ContextVar
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from celery import signals
 from celery.utils.nodenames import anon_nodename
 from celery.utils.saferepr import saferepr
-from django.db import DatabaseError, connection, connections
 from kombu import pools
 from kombu.common import maybe_declare
 from kombu.exceptions import BatchPublishError, OperationalError
 from kombu.utils.functional import maybe_list
 
+from tasks_app.ambient import ambient, having
+from tasks_app.breaker import Breaker
 from tasks_app.formats import serializer_of
+from tasks_app.marking import marker
 
 if TYPE_CHECKING:
     from celery import Celery
@@ -41,8 +39,6 @@ GEN_HEADER = "gen"
 AT_ONCE, SOME = 500, 125
 #: Sent when a record is made, by whoever makes it.
 _SIGNALS = signals.before_task_publish, signals.after_task_publish, signals.task_sent
-#: Where Publisher.held_back gathers.
-_held: ContextVar[list[TaskRecord] | None] = ContextVar("held", default=None)
 #: Options that are part of the message; the others tell how to send it.
 _IN_MESSAGE = (
     "group_index", "chord", "time_limit", "soft_time_limit", "shadow", "chain", "ignore_result",
@@ -98,11 +94,10 @@ class Publisher:
             if held and not has_handlers():
                 publish(SOME)
 
-        token = _held.set(held)
         try:
-            yield publish_some
+            with having(held=held):
+                yield publish_some
         finally:
-            _held.reset(token)
             while held:
                 publish(AT_ONCE)
             for some in sent:
@@ -113,11 +108,11 @@ class Publisher:
         """Seconds until the relay publishes what is submitted now, and was not published by then."""
         from tasks_app.moves import HELD_GRACE, PUBLISH_GRACE
 
-        return PUBLISH_GRACE if _held.get() is None else HELD_GRACE
+        return PUBLISH_GRACE if ambient().held is None else HELD_GRACE
 
     def publish_committed(self, records: Sequence[TaskRecord]) -> None:
         """Publish what is due. Where the broker does not answer, that is left to the relay."""
-        if (held := _held.get()) is not None:
+        if (held := ambient().held) is not None:
             held.extend(records)
         elif self._try_to_publish(records):
             marker.add(records)
@@ -298,121 +293,3 @@ def _shown(args: Sequence, longest: int) -> str:
 
 
 _SHORT = {int, float, bool, type(None)}
-
-
-class Breaker:
-    """Open while the broker is away: a submitter then leaves its messages to the relay without trying.
-
-    No submitter tries whether it is back: a thread does, so that none waits for that either.
-    """
-
-    #: Seconds between its tries: the first pause, doubled up to the last.
-    PAUSES = 0.25, 4.0
-
-    def __init__(self, ask: Callable[[], None]):
-        self.ask = ask
-        self.is_open = False
-        self._lock = threading.Lock()
-
-    def trip(self) -> None:
-        with self._lock:
-            if not self.is_open:
-                self.is_open = True
-                threading.Thread(target=self._close_when_back, name="breaker", daemon=True).start()
-
-    def _close_when_back(self) -> None:
-        pause, longest = self.PAUSES
-        while True:
-            threading.Event().wait(pause)
-            try:
-                self.ask()
-            except Exception:
-                pause = min(pause * 2, longest)
-            else:
-                self.is_open = False
-                return
-
-
-class Marker:
-    """Marks messages as published, many in one statement, from a thread: a submitter need not wait for that.
-
-    What is lost when the process is killed goes out twice, and the claim drops the second.
-    """
-
-    #: Seconds to gather marks, well within PUBLISH_GRACE, and to keep an idle connection: less than Postgres waits for
-    #: one where a test database is dropped.
-    GATHER, IDLE = 0.25, 3
-
-    def __init__(self):
-        self.reset()
-
-    def reset(self) -> None:
-        self._start_lock = threading.Lock()
-        self._queue: queue.SimpleQueue[list[tuple[str, int]]] = queue.SimpleQueue()
-        self._thread: threading.Thread | None = None
-        self._hurry, self._resting = threading.Event(), threading.Event()
-
-    def add(self, records: Iterable[TaskRecord]) -> None:
-        messages = [(record.task_id, record.gen) for record in records]
-        if connection.in_atomic_block:  # a test's, which calls within it what waits for its commit
-            return self._mark(messages)
-        self._queue.put(messages)
-        if self._thread is None:
-            with self._start_lock:
-                if self._thread is None:
-                    self._thread = threading.Thread(target=self._run, name="mark-published", daemon=True)
-                    self._thread.start()
-
-    def flush(self) -> None:
-        """Mark here and now what waits."""
-        if batch := self._drain():
-            self._mark(batch)
-
-    def _mark(self, batch: list[tuple[str, int]]) -> None:
-        from tasks_app.models import TaskRecord
-
-        try:
-            TaskRecord.objects.mark_published(batch)
-        except DatabaseError as error:
-            logger.warning("%d messages not marked as published, they go out again: %s", len(batch), error)
-            connections.close_all()
-
-    def rest(self, timeout: float = 5) -> None:
-        """Have the thread mark what waits, and give its connection back; returns when it has, or after `timeout`
-        seconds."""
-        if self._thread is not None:
-            self._resting.clear()
-            self._hurry.set()
-            self._queue.put([])
-            self._resting.wait(timeout)
-
-    def _run(self) -> None:
-        while True:
-            try:
-                first = self._queue.get(timeout=0 if self._hurry.is_set() else self.IDLE)
-            except queue.Empty:
-                connections.close_all()
-                self._hurry.clear()
-                self._resting.set()
-                first = self._queue.get()
-            self._queue.put(first)
-            self._hurry.wait(self.GATHER)
-            try:
-                self.flush()
-            except Exception:  # they go out again; a thread that is gone would mark nothing any more
-                logger.exception("Messages not marked as published")
-                connections.close_all()
-
-    def _drain(self, limit: int = 5000) -> list[tuple[str, int]]:
-        batch: list[tuple[str, int]] = []
-        while len(batch) < limit:
-            try:
-                batch += self._queue.get_nowait()
-            except queue.Empty:
-                break
-        return batch
-
-
-marker = Marker()
-os.register_at_fork(after_in_child=marker.reset)
-atexit.register(marker.flush)

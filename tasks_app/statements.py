@@ -3,7 +3,6 @@
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from contextvars import ContextVar
 from datetime import UTC, datetime
 from typing import Any, cast
 
@@ -14,7 +13,7 @@ from psycopg.abc import PQGen
 from psycopg.types.datetime import TimestamptzLoader
 from psycopg.waiting import Wait
 
-_meanwhile: ContextVar[Callable[[], None] | None] = ContextVar("meanwhile", default=None)
+from tasks_app.ambient import ambient, having
 
 
 def execute(sql: str, params: Sequence[Any], is_long: bool = False) -> psycopg.Cursor:
@@ -33,7 +32,7 @@ def execute(sql: str, params: Sequence[Any], is_long: bool = False) -> psycopg.C
             "timestamptz", TimestamptzLoader if in_utc else _UtcLoader
         )  # not Django's slow one
     with connection.wrap_database_errors:
-        if is_long and (work := _meanwhile.get()):
+        if is_long and (work := ambient().meanwhile):
             return cursor.execute_meanwhile(sql, params, work)
         return cursor.execute(sql, params)
 
@@ -71,11 +70,8 @@ def _once_sent(steps: PQGen[None], work: Callable[[], None]) -> PQGen[None]:
 @contextmanager
 def meanwhile(work: Callable[[], None]) -> Iterator[None]:
     """Call `work`, which must leave the database alone, while Postgres is at each of the long statements within."""
-    token = _meanwhile.set(work)
-    try:
+    with having(meanwhile=work):
         yield
-    finally:
-        _meanwhile.reset(token)
 
 
 def load(rows: models.QuerySet) -> list:

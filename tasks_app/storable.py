@@ -20,6 +20,27 @@ NESTED = (dict, list, tuple)
 encode = JSONEncoder().encode
 
 
+def dump_json(value: Any) -> str:
+    """JSON as kombu writes it. Raises InvalidSubmission for what JSON cannot carry."""
+    try:
+        return encode(value)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise InvalidSubmission(f"Arguments and options travel as JSON: {error}.") from error
+
+
+def as_sent(value: Any) -> Any:
+    """A row's JSON as a message has it, where bytes, times and ids are what they were; itself, where that cannot be."""
+    try:
+        return loads(dump_json(value))
+    except ValueError:  # of a type that this process does not know
+        return value
+
+
+def printable(text: str) -> str:
+    """`text` with what Postgres cannot hold (NUL, lone surrogates) escaped."""
+    return text.replace("\x00", "\\x00").encode("utf-8", "backslashreplace").decode()
+
+
 def check_texts(args: str, kwargs: str, options: str = "{}", compressed: bool = False) -> None:
     """Raises InvalidSubmission for arguments and options, as JSON, that a worker could not decode, or unpack."""
     _check_text("args", args, list)

@@ -15,7 +15,7 @@ from datetime import timedelta
 from typing import Any
 
 from tasks_app.exceptions import InvalidSubmission
-from tasks_app.models import dump_json
+from tasks_app.storable import dump_json
 
 
 def key_of(task, args, kwargs) -> tuple[str | None, timedelta | None]:

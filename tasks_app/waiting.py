@@ -28,8 +28,9 @@ from kombu.exceptions import DecodeError
 
 from tasks_app import states
 from tasks_app.execution import DATABASE_PATIENCE
-from tasks_app.models import FORGOTTEN, TaskRecord, printable
+from tasks_app.models import FORGOTTEN, TaskRecord
 from tasks_app.statements import execute
+from tasks_app.storable import printable
 
 logger = logging.getLogger(__name__)
 

@@ -38,8 +38,9 @@ from tasks_app.conf import conf
 from tasks_app.coroutines import close_event_loop, event_loop_runner
 from tasks_app.execution import busy_threads, gen_of
 from tasks_app.leases import Leases, effective, terminated
+from tasks_app.marking import marker
 from tasks_app.models import TaskRecord
-from tasks_app.publishing import GEN_HEADER, marker
+from tasks_app.publishing import GEN_HEADER
 from tasks_app.queues import Reading
 from tasks_app.recording import current_app
 from tasks_app.relay.loop import Relay

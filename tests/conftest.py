@@ -4,6 +4,7 @@ The latter come last: what they leave behind would be seen by the others.
 """
 
 import math
+import signal
 
 import pytest
 from celery import current_app
@@ -11,10 +12,12 @@ from django.conf import settings
 from django.test.utils import setup_databases
 
 from scheduling_app.sources import drift
-from tasks_app import publishing
+from tasks_app.marking import marker
 from tasks_app.models import TaskRecord
 
 COMMITTING = ("/acceptance/", "/browser/", "/foreign/")
+#: Seconds for the end of a test that failed.
+ENDING = 60
 
 
 def pytest_configure():
@@ -27,6 +30,19 @@ def pytest_configure():
 
 def pytest_collection_modifyitems(items):
     items.sort(key=lambda item: any(part in item.path.as_posix() for part in COMMITTING))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_teardown():
+    """The end of a test that failed has a time limit of its own: pytest-timeout sets none, and it may hang as well."""
+    if signal.getitimer(signal.ITIMER_REAL)[0]:
+        return (yield)
+    signal.signal(signal.SIGALRM, lambda *_: pytest.fail(f"Its end took longer than {ENDING} s."))
+    signal.setitimer(signal.ITIMER_REAL, ENDING)
+    try:
+        return (yield)
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
 
 
 @pytest.fixture(scope="session")
@@ -42,9 +58,7 @@ def marks_at_once(request, monkeypatch):
     if not any(part in request.path.as_posix() for part in COMMITTING):
         current_app.publisher.reset()  # a breaker that another test has tripped
         mark = TaskRecord.objects.mark_published
-        monkeypatch.setattr(
-            publishing.marker, "add", lambda records: mark([(each.task_id, each.gen) for each in records])
-        )
+        monkeypatch.setattr(marker, "add", lambda records: mark([(each.task_id, each.gen) for each in records]))
 
 
 @pytest.fixture(autouse=True)

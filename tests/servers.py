@@ -14,7 +14,9 @@ from taskconsole.embedded import Postgres, Valkey
 
 directory = Path(tempfile.mkdtemp(prefix="taskconsole-tests-"))
 directory.chmod(0o755)
-postgres = Postgres(directory / "postgres", settings={"fsync": "off", "max_connections": "200"})
+# What waits for a lock for a minute waits for a test that went wrong: it fails, where else the next tests would hang.
+settings = {"fsync": "off", "max_connections": "200", "lock_timeout": "60s"}
+postgres = Postgres(directory / "postgres", settings=settings)
 broker = Valkey(directory / "broker", persistence=False)
 
 

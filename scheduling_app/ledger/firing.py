@@ -36,10 +36,11 @@ from scheduling_app.timing.kinds import TimingError, jittered
 from tasks_app import states
 from tasks_app.exceptions import DuplicateTask, NotUnique, TaskConsoleError
 from tasks_app.guard import RETRY_HEADER
-from tasks_app.models import TaskRecord, printable
+from tasks_app.models import TaskRecord
 from tasks_app.moments import MomentField
 from tasks_app.recording import current_app
 from tasks_app.statements import check_constraints, execute, load
+from tasks_app.storable import printable
 
 logger = logging.getLogger(__name__)
 
@@ -61,6 +62,7 @@ class Batch:
     def __init__(self):
         self.schedules: list[Schedule] = []
         self.runs: list[Run] = []
+        self._patterns = Patterns()
         self._cancelling: list[Schedule] = []
         self._failing: list[Schedule] = []
 
@@ -73,7 +75,7 @@ class Batch:
             schedule.next_fire_at, schedule.problem = None, f"{error.field}: {error}"[:500]
             return
         due = due_times(timing, schedule.next_fire_at, schedule.database_now)
-        judge = Judge(schedule, due, standing)
+        judge = Judge(schedule, due, standing, self._patterns.drift_of(schedule))
         self.runs += judge.runs()
         schedule.last_fire_at, schedule.next_fire_at = schedule.database_now, due.following
         if judge.cancels:
@@ -83,7 +85,7 @@ class Batch:
 
     def write(self) -> None:
         _cancel_unfinished(self._cancelling)
-        inserted = submit(self.runs)
+        inserted = submit(self.runs, self._patterns)
         for run in self.runs:
             if run.outcome != Outcome.SKIPPED and (run.schedule.pk, run.scheduled_for) in inserted:
                 run.schedule.fired_count = min(run.schedule.fired_count + 1, Schedule.MOST_FIRED)
@@ -178,20 +180,20 @@ def run_now(schedule: Schedule, by: str = "") -> Run:
     return run
 
 
-def submit(runs: Sequence[Run]) -> set[tuple[int, datetime]]:
+def submit(runs: Sequence[Run], patterns: "Patterns | None" = None) -> set[tuple[int, datetime]]:
     """Insert the runs, and the tasks of those that are new: (id of the schedule, due time) of these.
 
     A run whose task cannot be made is recorded as skipped.
     """
-    records = make_records(runs)
+    records = make_records(runs, patterns)
     inserted = ScheduleRun.objects.insert(runs)
     submit_records(runs, [record for key, record in records.items() if key in inserted])
     return inserted
 
 
-def make_records(runs: Iterable[Run]) -> dict[tuple[int, datetime], TaskRecord]:
+def make_records(runs: Iterable[Run], patterns: "Patterns | None" = None) -> dict[tuple[int, datetime], TaskRecord]:
     """The tasks of those that are to fire, by schedule and due time; what has none is marked as skipped, and why."""
-    records, patterns = {}, Patterns()
+    records, patterns = {}, Patterns() if patterns is None else patterns
     for run in runs:
         if run.outcome == Outcome.FIRED:
             try:
@@ -210,9 +212,9 @@ class Patterns(dict[tuple, TaskRecord]):
 
     def drift_of(self, schedule: Schedule) -> str:
         """Why no record can be made of this one; "" mostly."""
-        if schedule.pk not in self._drifts:
-            self._drifts[schedule.pk] = drift(schedule)
-        return self._drifts[schedule.pk]
+        if (said := self._drifts.get(schedule.id)) is None:
+            said = self._drifts[schedule.id] = drift(schedule)
+        return said
 
     def of(self, schedule: Schedule, args: Any, kwargs: Any) -> TaskRecord:
         key = (schedule.task, schedule.queue, schedule.priority, schedule.soft_time_limit, schedule.time_limit)

@@ -17,10 +17,9 @@ from itertools import islice, takewhile
 
 from scheduling_app.conf import conf
 from scheduling_app.models import Schedule, ScheduleRun
-from scheduling_app.signatures import drift
 from scheduling_app.timing.blackout import Blackout
 from scheduling_app.timing.kinds import Timing
-from tasks_app.models import printable
+from tasks_app.storable import printable
 
 #: Seconds after its time from which a run is late, or missed.
 PUNCTUAL = timedelta(seconds=5)
@@ -80,9 +79,11 @@ class DueTimes:
 def due_times(timing: Timing, first: datetime, now: datetime) -> DueTimes:
     """Those from `first` to `now`: the latest SCHEDULE_RUNS_KEPT of them, without a walk through all that a long
     downtime missed."""
-    start = _start(timing, first, now)
+    following = timing.next_after(first)
+    if following is None or following > now:  # as mostly
+        return DueTimes([first], following)
+    start, following = _start(timing, first, now), None
     times = deque([start], maxlen=conf.SCHEDULE_RUNS_KEPT)
-    following = None
     for at in timing.times_after(start):
         if at > now:
             following = at
@@ -121,11 +122,10 @@ def _count(timing: Timing, after: datetime, last: datetime) -> int:
 class Judge:
     """Decides about the due times of one schedule, one after the other; what it lets run counts for the next ones."""
 
-    def __init__(self, schedule: Schedule, due: DueTimes, standing: Standing):
-        self.schedule, self.due, self.standing = schedule, due, standing
+    def __init__(self, schedule: Schedule, due: DueTimes, standing: Standing, drift: str):
+        """`drift`: why its task would not run here; "" mostly."""
+        self.schedule, self.due, self.standing, self.drift = schedule, due, standing, drift
         self.now = schedule.database_now
-        #: Why its task would not run here; "" mostly.
-        self.drift = drift(schedule)
         #: Whether what is unfinished is to be cancelled.
         self.cancels = False
 

@@ -17,9 +17,9 @@ from scheduling_app.timing.clocks import ScheduleError, TimingError
 from tasks_app.conf import APPS_SETTING, QUEUES_SETTING
 from tasks_app.exceptions import InvalidSubmission
 from tasks_app.guard import LONGEST_BACKOFF
-from tasks_app.models import dump_json, printable
 from tasks_app.publishing import GEN_HEADER
 from tasks_app.recording import current_app
+from tasks_app.storable import dump_json, printable
 
 #: Seconds in a day: more jitter than that is a mistake.
 MOST_JITTER = 86_400

@@ -2,7 +2,7 @@
 
 loop      the thread that calls the others, each in its time
 due       publishes what is due, revokes what has expired
-rescue    ends runs that were lost, and chords that were interrupted
+rescue    ends runs that were lost, and chords that were interrupted; deletes limits of no use
 census    finds the messages that the broker has lost
 refused   what becomes of messages that no worker can take, and of a purged queue
 """

@@ -8,8 +8,8 @@ from django.db.models import Q
 
 from tasks_app import broker
 from tasks_app.conf import conf
+from tasks_app.marking import Marker
 from tasks_app.models import TaskRecord
-from tasks_app.publishing import Marker
 from tasks_app.relay.refused import fail_waiting
 from tasks_app.statements import brief_transaction
 

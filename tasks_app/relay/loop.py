@@ -75,6 +75,7 @@ class Relay(threading.Thread):
         expired = due.expire_waiting()
         self._rescuer.end_lost_runs(time.monotonic())
         self._rescuer.end_chords(time.monotonic())
+        self._rescuer.prune_limits(time.monotonic())
         limits.admit_parked()
         published = due.publish_due()
         self._rescuer.find_lost_messages(time.monotonic())

@@ -7,9 +7,10 @@ from django.db.models.functions import Now
 from tasks_app import transport
 from tasks_app.exceptions import MessageRefused
 from tasks_app.execution import patiently
-from tasks_app.models import TaskRecord, printable
+from tasks_app.models import TaskRecord
 from tasks_app.recording import current_app
 from tasks_app.statements import brief_transaction
+from tasks_app.storable import printable
 
 #: Messages of one run that no worker could take, at which its task has failed.
 MOST_REFUSED = 3

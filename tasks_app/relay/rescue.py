@@ -1,4 +1,4 @@
-"""Runs whose worker is gone, and chords whose process is: ended."""
+"""What others left behind: runs whose worker is gone and chords whose process is, ended; limits of no use, deleted."""
 
 import logging
 import os
@@ -9,7 +9,7 @@ from django.db import DEFAULT_DB_ALIAS
 from django.db.models.functions import Now
 from django_celery_results.models import ChordCounter
 
-from tasks_app import broker
+from tasks_app import broker, limits
 from tasks_app.chords import INTERRUPTED_AFTER
 from tasks_app.conf import conf
 from tasks_app.execution import aside
@@ -19,6 +19,9 @@ from tasks_app.relay.census import Census, census_pause, republish_after_restart
 from tasks_app.statements import brief_transaction
 
 logger = logging.getLogger(__name__)
+
+#: Seconds between two looks for limits that are of no use any more; and how many of them one turn deletes.
+PRUNE_EACH, PRUNED_AT_ONCE = 3600, 1000
 
 
 def rescue_lost(limit: int = 100) -> int:
@@ -59,7 +62,7 @@ def take_duty(name: str, pause: float) -> bool:
 
 
 class Rescuer:
-    """Ends lost runs, and finds lost messages, each in its time.
+    """Ends lost runs, finds lost messages, deletes idle limits, each in its time.
 
     Blind for long, as every one is while Postgres is away, it waits for a whole lease before it takes a run for lost:
     until then the workers renew the leases that they could not renew either.
@@ -67,7 +70,7 @@ class Rescuer:
 
     def __init__(self):
         self._seen_at = -conf.TASK_LEASE
-        self._trusts_at = self._censor_at = self._end_chords_at = 0.0
+        self._trusts_at = self._censor_at = self._end_chords_at = self._prune_at = 0.0
         self._census = Census()
 
     def end_lost_runs(self, now: float) -> None:
@@ -84,6 +87,13 @@ class Rescuer:
             self._end_chords_at = now + INTERRUPTED_AFTER
             if take_duty("chords", INTERRUPTED_AFTER):
                 aside(end_interrupted_chords)
+
+    def prune_limits(self, now: float) -> None:
+        """Some of them in a turn, so that it keeps nothing else waiting; the rest in the next ones."""
+        if now >= self._prune_at:
+            is_ours = take_duty("limits", PRUNE_EACH)
+            goes_on = is_ours and limits.prune_limits(PRUNED_AT_ONCE) == PRUNED_AT_ONCE
+            self._prune_at = now if goes_on else now + PRUNE_EACH
 
     def find_lost_messages(self, now: float) -> None:
         if broker.is_readable():

@@ -26,8 +26,8 @@ from redis import Redis
 from scheduling_app.models import Schedule, ScheduleRun
 from taskconsole.embedded import Postgres, Server, Valkey
 from tasks_app.client import CeleryClient
+from tasks_app.marking import marker
 from tasks_app.models import TaskRecord
-from tasks_app.publishing import marker
 from tests.acceptance.conftest import BRISK
 from tests.acceptance.processes import Manage, eventually
 from tests.acceptance.proxy import Proxy

@@ -2,9 +2,13 @@
 
 from dataclasses import replace
 
+import pytest
+
 from tests.chaos.__main__ import in_processes
 from tests.chaos.run import Scenario
 from tests.chaos.sabotage import GUARDS
+
+pytestmark = pytest.mark.timeout(600)
 
 
 def test_nothing_is_lost_and_nothing_happens_twice_under_random_faults():

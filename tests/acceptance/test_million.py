@@ -18,6 +18,7 @@ from django.utils import timezone
 from scheduling_app.models import Schedule, ScheduleRun
 from tests.acceptance.processes import Manage, eventually
 
+pytestmark = pytest.mark.timeout(900)
 FEW, MANY = 1000, int(os.environ.get("SCHEDULES", 1_000_000))
 #: Seconds for which a scheduler is watched while it has nothing to do.
 IDLE = 5

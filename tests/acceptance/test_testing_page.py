@@ -9,6 +9,7 @@ import pytest
 from django.conf import settings
 from django.db import connection
 
+pytestmark = pytest.mark.timeout(400)
 PAGE = (settings.BASE_DIR / "docs" / "testing.md").read_text()
 MODEL = "from django.db import models\n\n\nclass Order(models.Model):\n    pass\n"
 
@@ -31,7 +32,7 @@ def outcome(project, database: str, *arguments: str, **environment: str) -> str:
     python_path = os.pathsep.join([str(project), str(settings.BASE_DIR)])
     environment = {**os.environ, "DATABASE_URL": url, "EXTRA_APPS": "shop", "PYTHONPATH": python_path, **environment}
     command = [sys.executable, "-m", "pytest", "-q", "-W", "error::pytest.PytestWarning", *arguments]
-    ran = subprocess.run(command, cwd=project, env=environment, capture_output=True, text=True, timeout=120)
+    ran = subprocess.run(command, cwd=project, env=environment, capture_output=True, text=True, timeout=300)
     assert ran.returncode == 0, ran.stdout + ran.stderr
     return ran.stdout
 

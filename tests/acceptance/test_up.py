@@ -25,6 +25,7 @@ from taskconsole.management.commands import up
 from taskconsole.supervisor import Program, Supervisor
 
 ROOT = Path(__file__).parents[2]
+pytestmark = pytest.mark.timeout(600)
 PATIENCE = 60  # seconds
 
 # The test run's own servers and secrets, which a person who types `manage.py up` does not have.

@@ -46,17 +46,17 @@ def claim_in_any_state() -> None:
 
 
 def close_by_any_run() -> None:
-    from tasks_app import backend
+    from tasks_app import closing
 
     for name in ("_CLOSE", "_CLOSE_WITH_RESULT", "_CLOSE_AND_GO_ON"):
-        replace(backend, name, "coalesce(gen = %s, true)", "coalesce(%s::int IS NOT NULL, true)")
+        replace(closing, name, "coalesce(gen = %s, true)", "coalesce(%s::int IS NOT NULL, true)")
 
 
 def close_what_has_ended() -> None:
-    from tasks_app import backend
+    from tasks_app import closing
 
     for name in ("_CLOSE", "_CLOSE_WITH_RESULT", "_CLOSE_AND_GO_ON"):
-        replace(backend, name, "AND state IN ('PENDING', 'STARTED', 'RETRY')", "")
+        replace(closing, name, "AND state IN ('PENDING', 'STARTED', 'RETRY')", "")
 
 
 def mark_whatever_gen() -> None:

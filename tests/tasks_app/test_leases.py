@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import time
 from types import SimpleNamespace
 
 import pytest
@@ -146,6 +147,19 @@ def test_what_another_apps_worker_holds_is_its_own_affair(process, held):
     held.app = Celery("other", set_as_current=False, fixups=[])
     looks()
     assert process.poll() is None
+
+
+@pytest.mark.parametrize("limits", [{"of_message": 10}, {"of_task": 10}])
+def test_the_lease_of_a_run_is_renewed_until_its_worker_should_have_ended_it_by_its_hard_limit(held, limits, settings):
+    claimed()
+    held.time_limits, held.task.time_limit = (limits.get("of_message"), None), limits.get("of_task")
+    renewed = []
+    for over in (-1, 1):  # seconds past the limit, and a lease that the worker has for it
+        held.time_start = time.time() - 10 - settings.TASK_LEASE - over
+        before = objects.get().lease_until
+        looks(times=1)
+        renewed.append(objects.get().lease_until > before)
+    assert renewed == [True, False]
 
 
 @pytest.mark.parametrize(("asked", "sent"), [(2, 15), (15, 15), (9, 9), (10, 10)])

@@ -8,7 +8,9 @@ from django.db import IntegrityError, connection, transaction
 from django.utils import timezone
 
 from tasks_app import states
-from tasks_app.models import TaskRecord, printable
+from tasks_app.models import TaskRecord
+from tasks_app.retries import keep_attempt, wait_again
+from tasks_app.storable import printable
 from tests.acceptance.processes import eventually
 
 pytestmark = pytest.mark.django_db
@@ -153,8 +155,8 @@ def test_a_retry_waits_again_under_a_new_generation():
     later = TaskRecord(args=[2], eta=timezone.now() + timedelta(minutes=1), retries=1)
     later.publish_at = later.eta
     run = objects.run_of("t", 1)
-    run.keep_attempt("ValueError", "no", "Traceback")
-    moved = run.wait_again(later)
+    keep_attempt(run, "ValueError", "no", "Traceback")
+    moved = wait_again(run, later)
     assert (moved.state, moved.gen, moved.args, moved.retries, moved.publish_at) == ("RETRY", 2, [2], 1, later.eta)
     assert record.attempts.get().exc_message == "no"
     assert claim(gen=1) is None, "the message of the first run is void"
@@ -165,7 +167,7 @@ def test_a_retry_expires_when_the_task_does():
     expires = timezone.now() + timedelta(hours=1)
     insert(expires=expires)
     claim()
-    assert objects.run_of("t", 1).wait_again(TaskRecord(retries=1)).expires == expires
+    assert wait_again(objects.run_of("t", 1), TaskRecord(retries=1)).expires == expires
 
 
 def test_what_expired_is_revoked_with_the_reason():

@@ -1,4 +1,4 @@
-"""What a submitter remembers of a broker that is away."""
+"""How records become messages: at once, held back to the end of a pass, or left to the relay."""
 
 import threading
 
@@ -13,8 +13,7 @@ from tasks_app import publishing
 from tasks_app.client import CeleryClient
 from tasks_app.models import TaskRecord
 from tasks_app.moves import HELD_GRACE, PUBLISH_GRACE
-from tasks_app.publishing import Breaker, _shown
-from tests.acceptance.processes import eventually
+from tasks_app.publishing import _shown
 from tests.sample.tasks import echo
 
 
@@ -93,19 +92,3 @@ def test_the_relay_leaves_more_time_for_what_is_held_back_to_the_end_of_a_pass()
 )
 def test_arguments_are_shown_in_messages_as_celery_shows_them(args):
     assert _shown(args, 1024) == saferepr(args, 1024)
-
-
-def test_a_breaker_closes_when_the_broker_answers(monkeypatch):
-    monkeypatch.setattr(Breaker, "PAUSES", (0.001, 0.002))
-    answers = iter([OperationalError("no"), OperationalError("no"), None])
-
-    def ask():
-        if error := next(answers):
-            raise error
-
-    breaker = Breaker(ask)
-    breaker.trip()
-    assert breaker.is_open
-    breaker.trip()
-    eventually(lambda: not breaker.is_open)
-    assert next(answers, "asked no more") == "asked no more"

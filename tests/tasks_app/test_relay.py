@@ -11,9 +11,11 @@ from kombu.exceptions import OperationalError
 
 from tasks_app import broker, states
 from tasks_app.broker import Held
-from tasks_app.models import Duty, TaskRecord
+from tasks_app.models import Duty, Limit, TaskRecord
 from tasks_app.relay import due, refused, rescue
 from tasks_app.relay.census import MOST_MISSED, Census, republish_after_restart
+from tasks_app.relay.loop import Relay
+from tasks_app.retries import wait_again
 from tests.sample.tasks import echo
 
 objects = TaskRecord.objects
@@ -253,7 +255,7 @@ def test_a_broker_that_restarts_empty_and_a_run_in_between_do_not_count(broker_h
     assert objects.get().missed == 9
     objects.mark_published([("t", 2)])
     objects.claim("t", 2, "worker@here", 42)
-    objects.run_of("t", 2).wait_again()
+    wait_again(objects.run_of("t", 2))
     assert (objects.get().missed, objects.get().refused) == (0, 0)
 
 
@@ -404,6 +406,32 @@ def test_one_process_keeps_a_duty_until_it_is_silent(monkeypatch):
     assert rescue.take_duty("census", 10)
     pid[0] = 1
     assert not rescue.take_duty("census", 10)
+
+
+@pytest.mark.django_db
+def test_limits_of_no_use_are_deleted_some_in_each_turn_of_one_process_and_looked_for_each_hour(monkeypatch):
+    monkeypatch.setattr(rescue, "PRUNED_AT_ONCE", 2)
+    long_ago, rescuer = timezone.now() - timedelta(days=2), rescue.Rescuer()
+
+    def left_after(now: float) -> int:
+        rescuer.prune_limits(now)
+        return Limit.objects.count()
+
+    Limit.objects.bulk_create([Limit(key=f"customer {number}", next_at=long_ago) for number in range(5)])
+    Limit.objects.create(key="of today")
+    assert [left_after(now) for now in (10, 11, 12)] == [4, 2, 1]
+    Limit.objects.create(key="customer 6", next_at=long_ago)
+    assert [left_after(now) for now in (13, 3611, 3612)] == [2, 2, 1]
+    Limit.objects.create(key="customer 7", next_at=long_ago)
+    monkeypatch.setattr(rescue.os, "getpid", lambda: 1)
+    assert left_after(7212) == 2, "another process does"
+
+
+@pytest.mark.django_db
+def test_a_turn_of_the_relay_deletes_limits_of_no_use():
+    Limit.objects.create(key="customer 1", next_at=timezone.now() - timedelta(days=2))
+    Relay()._turn()
+    assert not Limit.objects.exists()
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""Statements past Django's layers: what is done while Postgres is at one."""
+"""Statements past Django's layers: what is done while Postgres is at one, and for how long it is waited for."""
 
 import time
 
@@ -6,7 +6,7 @@ import psycopg
 import pytest
 from django.db import DataError, OperationalError, connection, transaction
 
-from tasks_app.statements import execute, meanwhile
+from tasks_app.statements import brief_transaction, execute, meanwhile
 from tests.acceptance.processes import eventually
 
 pytestmark = pytest.mark.django_db
@@ -17,7 +17,7 @@ def test_while_postgres_is_at_a_long_statement_something_else_is_done():
     with meanwhile(lambda: done.append(time.monotonic())):
         execute("SELECT 1", [])
         assert not done
-        row = execute("SELECT %s, pg_sleep(0.2)", ["a"], is_long=True).fetchone()
+        row = execute("SELECT %s, pg_sleep(1)", ["a"], is_long=True).fetchone()
         ended = time.monotonic()
     assert row[0] == "a"
     assert ended - done[0] > 0.1
@@ -59,3 +59,17 @@ def test_an_error_of_a_statement_is_raised_by_it_also_where_something_else_was_d
         execute("SELECT 1 / %s::int", [0], is_long=True)
     assert done
     assert execute("SELECT 1", []).fetchone() == (1,)
+
+
+def test_a_brief_transaction_waits_for_what_another_has_locked_for_two_seconds_at_most():
+    with psycopg.connect(**connection.get_connection_params()) as other:
+        other.execute("SELECT pg_advisory_xact_lock(1)")
+        with pytest.raises(OperationalError) as refused, brief_transaction():
+            execute("SET LOCAL statement_timeout = '5s'", [])  # by which it ends otherwise
+            execute("SELECT pg_advisory_xact_lock(1)", [])
+    assert isinstance(refused.value.__cause__, psycopg.errors.LockNotAvailable)
+
+
+def test_a_brief_transaction_ends_where_its_process_freezes():
+    with brief_transaction(idle=3):
+        assert execute("SHOW idle_in_transaction_session_timeout", []).fetchone() == ("3s",)

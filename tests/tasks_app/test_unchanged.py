@@ -19,6 +19,7 @@ from tasks_app.exceptions import InvalidSubmission
 from tasks_app.guard import Guard
 from tasks_app.models import TaskRecord, TaskStep
 from tasks_app.outbox import RecordingCelery
+from tasks_app.retries import wait_again
 from tests.sample.tasks import async_sleep, echo, flaky, once_a_minute, stops_when_asked
 
 objects = TaskRecord.objects
@@ -203,7 +204,7 @@ def test_spans_are_counted_by_the_databases_clock():
         many = client.submit_many("sample.echo", [([1], {})], countdown=10)[0]
         retried = echo.delay(2)
         objects.claim(retried.id, 1, "worker@host", 42)
-        objects.run_of(retried.id, 1).wait_again(app.build_record("sample.echo", [2], countdown=10, retries=1))
+        wait_again(objects.run_of(retried.id, 1), app.build_record("sample.echo", [2], countdown=10, retries=1))
     for field, task_id, seconds in [
         ("eta", result.id, 10),
         ("publish_at", result.id, 10),

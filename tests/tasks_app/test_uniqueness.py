@@ -11,6 +11,7 @@ from django.utils import timezone
 from tasks_app.client import CeleryClient
 from tasks_app.exceptions import DuplicateTask, InvalidSubmission, NotUnique
 from tasks_app.models import TaskRecord
+from tasks_app.retries import wait_again
 from tasks_app.uniqueness import problems
 from tests.sample.tasks import echo, once_a_minute, once_while_unfinished, once_while_waiting
 
@@ -66,7 +67,7 @@ def test_a_task_that_is_unique_while_it_waits_can_wait_again_once_it_has_started
     once_while_waiting.delay("b")
     claim(first)
     again = once_while_waiting.delay("a")
-    objects.run_of(first.id, 1).wait_again()  # the first is retried: it waits beside the second
+    wait_again(objects.run_of(first.id, 1))  # the first is retried: it waits beside the second
     claim(again)
 
 

@@ -3,7 +3,6 @@
 import asyncio
 import logging
 import threading
-import time
 from functools import partial
 
 import pytest
@@ -11,8 +10,9 @@ from celery import Celery, current_app
 from celery.contrib.testing.worker import start_worker
 from django.db import connection
 
-from tasks_app import publishing, workers
+from tasks_app import workers
 from tasks_app.client import CeleryClient
+from tasks_app.marking import Marker, marker
 from tests.acceptance.processes import eventually
 from tests.sample.tasks import async_uses_orm, echo, flaky
 
@@ -43,17 +43,15 @@ def test_functions_and_coroutines_run_in_order_each_once(hooks):
 
 
 def test_shutdown_hooks_run_at_the_same_time(hooks):
-    async def wait():
-        await asyncio.sleep(0.3)
+    both = threading.Barrier(2, timeout=20)
 
-    def block():
-        time.sleep(0.3)
+    async def wait():
+        await asyncio.to_thread(both.wait)
 
     CeleryClient.register_worker_hooks(on_shutdown=wait)
-    CeleryClient.register_worker_hooks(on_shutdown=block)
-    start = time.monotonic()
+    CeleryClient.register_worker_hooks(on_shutdown=both.wait)
     workers.end_child()
-    assert 0.3 <= time.monotonic() - start < 0.55
+    assert not both.broken
 
 
 def test_a_hook_that_raises_does_not_keep_the_others_from_running(hooks, caplog):
@@ -97,8 +95,8 @@ def log_level():
 @pytest.fixture
 def marks_by_thread(marks_at_once, monkeypatch):
     """What is published is marked as it is outside of tests, and the connection for that kept for long."""
-    monkeypatch.setattr(publishing.Marker, "IDLE", 60)
-    monkeypatch.setattr(publishing.marker, "add", partial(publishing.Marker.add, publishing.marker))
+    monkeypatch.setattr(Marker, "IDLE", 60)
+    monkeypatch.setattr(marker, "add", partial(Marker.add, marker))
 
 
 @pytest.mark.usefixtures("log_level", "marks_by_thread")

@@ -12,7 +12,7 @@ from scheduling_app.timing import clocks
 from scheduling_app.timing.kinds import TimingError, preview
 from tasks_app import moments
 from tasks_app.history import log
-from tasks_app.models import printable
+from tasks_app.storable import printable
 
 #: Coming times that are printed of each line.
 TIMES = 5

@@ -15,6 +15,7 @@ from scheduling_app.ledger.waiting import next_look, release_waiting
 from scheduling_app.models import Backfill, Calendar, Schedule, ScheduleRun, Window
 from scheduling_app.timing.kinds import Cron
 from tasks_app.models import TaskRecord
+from tasks_app.retries import wait_again
 from tests.scheduling_app.ledger.test_firing import again, due, make, runs
 
 pytestmark = [pytest.mark.django_db, pytest.mark.usefixtures("published")]
@@ -445,7 +446,7 @@ def test_a_run_that_has_started_does_not_expire():
     firing.fire_due()
     record = schedule.runs.get().record
     assert record.expires is not None
-    assert record.wait_again().expires is None
+    assert wait_again(record).expires is None
 
 
 def test_retries_that_a_message_asks_for_leave_no_trace_on_the_task():
