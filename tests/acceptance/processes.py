@@ -7,6 +7,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 from django.conf import settings
@@ -41,6 +42,7 @@ class Manage:
 
     #: Where the project is.
     directory = settings.BASE_DIR
+    python = sys.executable
 
     def __init__(self, *arguments: str, **environment: str):
         self.arguments = arguments
@@ -49,7 +51,7 @@ class Manage:
 
     def __enter__(self) -> "Manage":
         self.process = subprocess.Popen(
-            [sys.executable, "manage.py", *self.arguments],
+            [self.python, "manage.py", *self.arguments],
             cwd=self.directory,
             env=self.environment,
             stdout=self.output,
@@ -74,7 +76,8 @@ class Manage:
         return self.process.returncode
 
     def kill(self) -> None:
-        os.killpg(self.process.pid, signal.SIGKILL)
+        with suppress(ProcessLookupError):  # it has ended
+            os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait()
 
     def said(self) -> str:

@@ -23,9 +23,12 @@ STAFF, PASSWORD = "ada@shop.example", "correct horse battery staple"
 
 
 class ShopCommand(Manage):
-    """`manage.py …` of the shop."""
+    """`manage.py …` of a shop."""
 
-    directory = PROJECT
+    def __init__(self, shop: "Shop", *arguments: str, **environment: str):
+        super().__init__(*arguments)
+        self.directory, self.python = shop.directory, shop.python
+        self.environment = shop.environment | {"PYTHONUNBUFFERED": "1"} | environment
 
 
 class Answer:
@@ -36,9 +39,13 @@ class Answer:
 
 
 class Shop:
-    """One shop, migrated, with a member of staff. `variation` is what of its environment is not as usual."""
+    """One shop, migrated, with a member of staff. `variation` is what of its environment is not as usual.
 
-    def __init__(self, number: int, variation: dict[str, str]):
+    `python` and `directory`: where the console is installed, and what it is in, if that is not this checkout.
+    """
+
+    def __init__(self, number: int, variation: dict[str, str], python: str = sys.executable, directory: Path = PROJECT):
+        self.python, self.directory = python, directory
         server, _, _ = os.environ["DATABASE_URL"].rpartition("/")
         broker, _, _ = os.environ["REDIS_URL"].rpartition("/")
         self.maintenance = f"{server}/postgres"
@@ -48,7 +55,7 @@ class Shop:
         self.url = f"{server}/{self.names[0]}"
         self.environment = {
             **{name: value for name, value in os.environ.items() if name not in _OURS},
-            "PYTHONPATH": str(settings.BASE_DIR),
+            "PYTHONPATH": str(settings.BASE_DIR) if python == sys.executable else "",
             "DATABASE_URL": self.url,
             "REDIS_URL": f"{broker}/{number}",
             **variation,
@@ -71,8 +78,8 @@ class Shop:
 
     def _run(self, *arguments: str, fails: bool = False, **environment: str) -> str:
         done = subprocess.run(
-            [sys.executable, *arguments],
-            cwd=PROJECT,
+            [self.python, *arguments],
+            cwd=self.directory,
             env=self.environment | environment,
             capture_output=True,
             text=True,
@@ -84,8 +91,7 @@ class Shop:
 
     def start(self, *arguments: str, until: str, **environment: str) -> ShopCommand:
         """A process that goes on, once it has said `until`."""
-        process = ShopCommand(*arguments)
-        process.environment = self.environment | {"PYTHONUNBUFFERED": "1"} | environment
+        process = ShopCommand(self, *arguments, **environment)
         self._running.append(process)
         process.__enter__()
         process.wait_for(until)
