@@ -89,8 +89,8 @@ class ClosingBackend(OutcomeBackend, ConsequenceBackend):
         return Prepared(result, encoded, self.as_kept(encoded, words_of(encoded, state)))
 
     def conclude(
-        self, task_id: str, request: Context, outcome: Callable[[], object], prepared: Prepared | None = None, *,
-        alone: bool = False, successor: TaskRecord | None = None,
+        self, task_id: str, request: Context | None, outcome: Callable[[], object],
+        prepared: Prepared | None = None, *, alone: bool = False, successor: TaskRecord | None = None,
     ) -> bool:  # fmt: skip
         """Store a run's outcome and what follows from it, in one transaction; False where it comes late: none of it.
 
