@@ -17,7 +17,8 @@ from django.db.models.functions import Now
 
 from scheduling_app.timing import blackout, kinds
 from tasks_app import moments, states
-from tasks_app.models import JSONText, TaskRecord, WhereWritten
+from tasks_app.json_field import JSONText
+from tasks_app.models import TaskRecord, WhereWritten
 from tasks_app.moments import MomentField
 from tasks_app.statements import execute_many, rowset
 

@@ -8,6 +8,7 @@ does whose worker is gone.
 import logging
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 from billiard.exceptions import WorkerLostError
 from celery import states as celery_states
@@ -36,7 +37,7 @@ logger = logging.getLogger(__name__)
 class RecordBackend(WaitingBackend, ClosingBackend):
     """Keeps results where django-celery-results does, and the console's record in step with them."""
 
-    def _get_meta_from_request(self, request=None):
+    def _get_meta_from_request(self, request: Context | None = None) -> Any:
         """With a mark where plain Celery would store nothing: results here are for the pages then."""
         meta = super()._get_meta_from_request(request)
         task = self.app._tasks.get(getattr(request, "task", None))
@@ -44,14 +45,17 @@ class RecordBackend(WaitingBackend, ClosingBackend):
             return {**meta, IGNORED: True}
         return meta
 
-    def process_cleanup(self):
+    def process_cleanup(self) -> None:
         """End a run. What a failed body held is let go: its frames would live on, in a cycle through Celery's own."""
         if (raised := ambient().raised) is not None:
             raised.__traceback__ = None
         forget()
         super().process_cleanup()
 
-    def mark_as_done(self, task_id, result, request=None, store_result=True, state=celery_states.SUCCESS):
+    def mark_as_done(
+        self, task_id: str, result: Any, request: Context | None = None, store_result: bool = True,
+        state: str = celery_states.SUCCESS,
+    ) -> None:  # fmt: skip
         if getattr(request, "is_eager", False):
             return super().mark_as_done(task_id, result, request, store_result, state)
         successors = take_successors() or Successors()
@@ -59,7 +63,7 @@ class RecordBackend(WaitingBackend, ClosingBackend):
             return
         follows = successors.records or successors.chords or (request and request.chord)
 
-        def outcome():
+        def outcome() -> None:
             if store_result:
                 self.store_result(task_id, result, state, request=request)
             else:
@@ -72,7 +76,7 @@ class RecordBackend(WaitingBackend, ClosingBackend):
         prepared = self.prepare(result, state, request) if follows and store_result else None
         self.conclude(task_id, request, outcome, prepared, alone=not follows)
 
-    def _go_on(self, task_id, result, request, state, successors: Successors) -> bool:
+    def _go_on(self, task_id: str, result: Any, request: Context, state: str, successors: Successors) -> bool:
         """Store a success with its one plain successor, in one statement; False where that is not how it is."""
         is_plain = len(successors.records) == 1 and not (successors.chords or successors.steps or request.chord)
         if not is_plain or connection.in_atomic_block:
@@ -89,9 +93,9 @@ class RecordBackend(WaitingBackend, ClosingBackend):
         return True
 
     def mark_as_failure(
-        self, task_id, exc, traceback=None, request=None, store_result=True, call_errbacks=True,
-        state=celery_states.FAILURE,
-    ):  # fmt: skip
+        self, task_id: str, exc: Any, traceback: Any = None, request: Context | None = None, store_result: bool = True,
+        call_errbacks: bool = True, state: str = celery_states.FAILURE,
+    ) -> None:  # fmt: skip
         if getattr(request, "is_eager", False):
             return super().mark_as_failure(task_id, exc, traceback, request, store_result, call_errbacks, state)
         is_own = getattr(request, "claimed", False)
@@ -105,12 +109,16 @@ class RecordBackend(WaitingBackend, ClosingBackend):
             request = _as_recorded(task_id, request)
         self._fail(task_id, exc, request, state, traceback, store_result, call_errbacks)
 
-    def mark_as_revoked(self, task_id, reason="", request=None, store_result=True, state=celery_states.REVOKED):
+    def mark_as_revoked(
+        self, task_id: str, reason: str = "", request: Context | None = None, store_result: bool = True,
+        state: str = celery_states.REVOKED,
+    ) -> None:  # fmt: skip
         self._fail(task_id, TaskRevokedError(reason), request, state)
 
     def _fail(
-        self, task_id, exc, request, state, traceback=None, store_result=True, call_errbacks=True, before=None
-    ) -> None:
+        self, task_id: str, exc: Any, request: Context | None, state: str, traceback: Any = None,
+        store_result: bool = True, call_errbacks: bool = True, before: Callable[[], None] | None = None,
+    ) -> None:  # fmt: skip
         """Store what is no success, with what that means for those that wait for it.
 
         `before`: what else belongs into the transaction, and may refuse it.
@@ -119,7 +127,7 @@ class RecordBackend(WaitingBackend, ClosingBackend):
         here, sent = self._errbacks_of(request) if is_failure else ([], Successors())
         follows = before or (request and (request.chord or getattr(request, "chain", None) or sent.records))
 
-        def outcome():
+        def outcome() -> None:
             if before:
                 before()
             if store_result:
@@ -131,14 +139,17 @@ class RecordBackend(WaitingBackend, ClosingBackend):
         if stored and here:
             aside(partial(call_each, here, request, exc, traceback))
 
-    def mark_as_retry(self, task_id, exc, traceback=None, request=None, store_result=True, state=celery_states.RETRY):
+    def mark_as_retry(
+        self, task_id: str, exc: Any, traceback: Any = None, request: Context | None = None, store_result: bool = True,
+        state: str = celery_states.RETRY,
+    ) -> None:  # fmt: skip
         """Record the run and what it raised, and let the task wait for its next one, as `Task.retry` has asked."""
         next_run = getattr(request, "next_run", None)
         if next_run is None:  # by Celery itself, whose worker lets go of what it runs
             return self.mark_as_released(task_id, gen_of(request), str(exc))
         words = words_of(getattr(request, "raised", None) or self.encode_result(exc, state), state)
 
-        def outcome():
+        def outcome() -> None:
             run = TaskRecord.objects.run_of(task_id, gen_of(request))
             if run is None:
                 log_fenced(task_id, state)
@@ -150,7 +161,7 @@ class RecordBackend(WaitingBackend, ClosingBackend):
             super(RecordBackend, self).mark_as_retry(task_id, exc, cut(traceback or ""), request)
             self.app.publish_or_wake(moved, next_run)
 
-        return self.conclude(task_id, request, outcome, self.prepare(exc, state, request))
+        self.conclude(task_id, request, outcome, self.prepare(exc, state, request))
 
     def mark_as_lost(self, task_id: str, gen: int, reason: str) -> None:
         """End a run whose process is gone: its task is repeated if it says so (`acks_late`), or it has failed."""
@@ -171,7 +182,7 @@ class RecordBackend(WaitingBackend, ClosingBackend):
         if run is None:
             return
 
-        def still_runs():
+        def still_runs() -> None:
             row = TaskRecord.objects.run_of(task_id, gen)
             if row is None or row.cancel_at != run.cancel_at:
                 raise Fenced
@@ -184,7 +195,7 @@ class RecordBackend(WaitingBackend, ClosingBackend):
             exc, state = WorkerLostError(reason), celery_states.FAILURE
         self._fail(task_id, exc, request_of(run), state, before=still_runs)
 
-    def mark_as_dropped(self, request, state: str, exc: Exception) -> None:
+    def mark_as_dropped(self, request: Context, state: str, exc: Exception) -> None:
         """End a run whose body raised Ignore or Reject."""
         if getattr(exc, "requeue", False):
             if not TaskRecord.objects.mark_requeued(request.id, gen_of(request)):
@@ -195,7 +206,7 @@ class RecordBackend(WaitingBackend, ClosingBackend):
             return
         self.conclude(request.id, request, partial(self._end_ignored, request, state, exc))
 
-    def _end_ignored(self, request, state: str, exc: Exception) -> None:
+    def _end_ignored(self, request: Context, state: str, exc: Exception) -> None:
         if not TaskRecord.objects.mark_dropped(request.id, gen_of(request), state):
             own = TaskRecord.objects.filter(task_id=request.id, gen=gen_of(request)).first()
             state = own.state if own else ""  # given by the body itself, with `update_state`
@@ -230,14 +241,14 @@ class RecordBackend(WaitingBackend, ClosingBackend):
             revoked = self.encode_result(TaskRevokedError("revoked"), celery_states.REVOKED)
             super()._store_result(task_id, revoked, celery_states.REVOKED)
 
-    def _forget(self, task_id):
+    def _forget(self, task_id: str) -> None:
         super()._forget(task_id)
         TaskRecord.objects.filter(task_id=task_id, state__in=states.READY_STATES).update(
             note=FORGOTTEN, result_preview=""
         )
 
 
-def _as_recorded(task_id: str, request):
+def _as_recorded(task_id: str, request: Context) -> Any:
     """A run's request as its record tells, where it is in force and has one."""
     record = TaskRecord.objects.filter(task_id=task_id).first()
     if record is None or (hasattr(request, "id") and record.gen != gen_of(request)):

@@ -13,7 +13,7 @@ class Breaker:
     #: Seconds between its tries: the first pause, doubled up to the last.
     PAUSES = 0.25, 4.0
 
-    def __init__(self, ask: Callable[[], None]):
+    def __init__(self, ask: Callable[[], None]) -> None:
         self.ask = ask
         self.is_open = False
         self._lock = threading.Lock()

@@ -42,8 +42,9 @@ class BuildingCelery(Celery):
     accepts = cached_property(lambda self: frozenset(prepare_accept_content(self.conf.accept_content or ["json"])))
 
     def build_record(
-        self, name, args=None, kwargs=None, *, parent=None, task_type=None, route_name=None, task_id=None, eta=None,
-        countdown=None, router=None, announce=True, **options,
+        self, name: str, args: Any = None, kwargs: Any = None, *, parent: Task | None = None,
+        task_type: Task | None = None, route_name: str | None = None, task_id: str | None = None, eta: Any = None,
+        countdown: Any = None, router: Any = None, announce: bool = True, **options: Any,
     ) -> TaskRecord:  # fmt: skip
         """The record of such a call, checked, with all that depends on the moment and the caller; not saved.
 
@@ -80,7 +81,7 @@ class BuildingCelery(Celery):
         self._announce(record, announce)
         return record
 
-    def _routed(self, options: dict[str, Any], router, *call) -> tuple[str, dict[str, Any]]:
+    def _routed(self, options: dict[str, Any], router: Any, *call: Any) -> tuple[str, dict[str, Any]]:
         """The name of the queue that a call goes to, and its options as the routes leave them."""
         options["headers"] = _own_headers(options.get("headers"))
         to_exchange = options.get("exchange") and options.get("routing_key") and not options.get("queue")
@@ -99,7 +100,9 @@ class BuildingCelery(Celery):
         if now:
             record.encoded()  # by a project's encoders, too
 
-    def build_records(self, name, calls: Iterable[tuple[Sequence, Mapping]], **options) -> list[TaskRecord]:
+    def build_records(
+        self, name: str, calls: Iterable[tuple[Sequence[Any], Mapping[str, Any]]], **options: Any
+    ) -> list[TaskRecord]:
         """Records of one task for many (args, kwargs), all with the same options, and the first one's route."""
         if options.get("idempotency_key") is not None:
             raise InvalidSubmission("idempotency_key is for one task, not for many.")
@@ -137,7 +140,10 @@ class BuildingCelery(Celery):
         record.args, record.kwargs, record.options = again.args, again.kwargs, again.options
         return made != (again.args, again.kwargs, again.options)
 
-    def build_like(self, record: TaskRecord, args, kwargs, *, task_id: str, eta=None, expires=None, headers=None):
+    def build_like(
+        self, record: TaskRecord, args: Any, kwargs: Any, *, task_id: str, eta: Any = None, expires: Any = None,
+        headers: Any = None,
+    ) -> TaskRecord:  # fmt: skip
         """As build_record would make it, of the task and with the options of `record`, at a third of the cost."""
         other = record.sibling(task_id)
         other.args, other.kwargs = _checked_arguments(record.name, args, kwargs)
@@ -149,7 +155,7 @@ class BuildingCelery(Celery):
             self._apply_task_options(other, self.tasks[record.name])
         return other
 
-    def _apply_task_options(self, record: TaskRecord, task) -> None:
+    def _apply_task_options(self, record: TaskRecord, task: Task) -> None:
         """What a task's own options say about when there may be another one of it (uniqueness.py, limits.py)."""
         from tasks_app import limits, uniqueness
 
@@ -184,7 +190,7 @@ def _own_headers(headers: Mapping[str, Any] | None) -> dict[str, Any]:
     return {key: value for key, value in headers.items() if key != GEN_HEADER}
 
 
-def _checked_arguments(name, args, kwargs) -> tuple[Sequence, Mapping]:
+def _checked_arguments(name: str, args: Any, kwargs: Any) -> tuple[Sequence[Any], Mapping[str, Any]]:
     args, kwargs = () if args is None else args, {} if kwargs is None else kwargs
     if not isinstance(args, list | tuple):
         raise InvalidSubmission(f"{name}: args must be a list or a tuple, not {type(args).__name__}.")
@@ -200,7 +206,7 @@ def _checked_text(what: str, text: Any) -> str | None:
     return text
 
 
-def is_sent_plainly(task) -> bool:
+def is_sent_plainly(task: Task) -> bool:
     """Whether nothing but Celery's own code runs when a task is sent: no `apply_async` of its class, nor around it."""
     function = type(task).apply_async
     return function.__module__ == Task.__module__ and not hasattr(function, "__wrapped__")

@@ -48,7 +48,7 @@ def where_written(model: Any) -> Any:
 class ChordBackend(DatabaseBackend):
     TaskModel, GroupModel = where_written(TaskResult), where_written(StoredGroup)
 
-    def on_chord_part_return(self, request, state, result, **kwargs):
+    def on_chord_part_return(self, request: Context, state: str, result: Any, **kwargs: Any) -> None:
         """Count a member of a chord's header, in the transaction that closes it; one that fails decides at once."""
         by = _ALL if state in states.PROPAGATE_STATES else 1
         row = execute(_COUNT, [by, request.group]).fetchone()
@@ -59,7 +59,7 @@ class ChordBackend(DatabaseBackend):
             else:
                 transaction.on_commit(lambda: self.end_chord(request))
 
-    def apply_chord(self, header_result_args, body, **kwargs):
+    def apply_chord(self, header_result_args: Any, body: Signature, **kwargs: Any) -> None:
         header = header_result_args
         if not isinstance(header, GroupResult):
             header = self.app.GroupResult(*header)
@@ -72,7 +72,7 @@ class ChordBackend(DatabaseBackend):
         workflow.chords.append(chord)
         workflow.steps += steps_of_body(body, header.id, body.options.get("root_id"))
 
-    def end_chord(self, request) -> None:
+    def end_chord(self, request: Context) -> None:
         """Send the body of a chord that is decided, or let it fail; `request`: that of one of its members.
 
         Called outside of transactions, and again where it was interrupted.
@@ -122,7 +122,7 @@ class ChordBackend(DatabaseBackend):
             logger.exception("The body of chord %s cannot be sent", chord.group_id)
             raise ChordError(f"Callback error: {error!r:.1000}") from error
 
-    def _results(self, header: GroupResult) -> list:
+    def _results(self, header: GroupResult) -> list[Any]:
         """The results of a header's members, in their order, those of a chain that ends in a group as lists.
 
         Raises ChordError where a member has failed.
@@ -141,7 +141,7 @@ class ChordBackend(DatabaseBackend):
             if ended.get(task_id, states.SUCCESS) not in (states.SUCCESS, *states.UNREADY_STATES):
                 raise ChordError(f"Dependency {task_id} raised {ended[task_id]}")
 
-        def value_of(result: ResultBase):
+        def value_of(result: ResultBase) -> Any:
             is_group = isinstance(result, GroupResult)
             return [value_of(part) for part in result] if is_group else self._value_of(results.get(result.id))
 
@@ -167,7 +167,7 @@ class ChordBackend(DatabaseBackend):
             with having(called=ambient().called | calling), transaction.atomic():
                 self.on_chord_part_return(part, states.FAILURE, exc)
 
-    def chord_error_from_stack(self, callback, exc=None):
+    def chord_error_from_stack(self, callback: Signature, exc: Any = None) -> Any:
         """Celery marks a chord's body as failed without ever sending it: it gets a record, so that it can be seen."""
         if callback.id and "tasks" not in callback.get("kwargs", {}):
             TaskRecord.objects.adopt(foreign_record(None, callback.id, callback.task, root_id=ambient().root_id))
@@ -179,7 +179,7 @@ def root_of(request: Any) -> str | None:
     return getattr(request, "root_id", None) or ambient().root_id
 
 
-def _leaves(result: ResultBase) -> list:
+def _leaves(result: ResultBase) -> list[Any]:
     return [leaf for part in result for leaf in _leaves(part)] if isinstance(result, GroupResult) else [result]
 
 

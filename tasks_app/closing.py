@@ -10,9 +10,9 @@ chords) is called. So none of it runs in a transaction, or under a timeout, that
 """
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cached_property, partial
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from celery import states as celery_states
 from celery.app.task import Context
@@ -82,15 +82,15 @@ class ClosingBackend(OutcomeBackend, ConsequenceBackend):
     def _is_extended(self) -> bool:
         return bool(self.app.conf.result_extended)
 
-    def prepare(self, result, state: str, request=None) -> Prepared:
+    def prepare(self, result: Any, state: str, request: Context | None = None) -> Prepared:
         """Have an outcome encoded now, before the transaction that stores it."""
         raised = getattr(request, "raised", None) if state in states.EXCEPTION_STATES else None
         encoded = raised or self.encode_result(result, state)
         return Prepared(result, encoded, self.as_kept(encoded, words_of(encoded, state)))
 
     def conclude(
-        self, task_id: str, request, outcome: Callable[[], object], prepared: Prepared | None = None, *,
-        alone: bool = False, successor: TaskRecord | None = None,
+        self, task_id: str, request: Context | None, outcome: Callable[[], object],
+        prepared: Prepared | None = None, *, alone: bool = False, successor: TaskRecord | None = None,
     ) -> bool:  # fmt: skip
         """Store a run's outcome and what follows from it, in one transaction; False where it comes late: none of it.
 
@@ -121,13 +121,16 @@ class ClosingBackend(OutcomeBackend, ConsequenceBackend):
         with contained(member.id):
             self.end_chord(member)
 
-    def encode_result(self, result, state):
+    def encode_result(self, result: Any, state: str) -> Any:
         prepared = _prepared()
         if prepared and result is prepared.result:
             return prepared.encoded
         return super().encode_result(result, state)
 
-    def _store_result(self, task_id, result, status, traceback=None, request=None, using=None):
+    def _store_result(
+        self, task_id: str, result: Any, status: str, traceback: Any = None, request: Context | None = None,
+        using: Any = None,
+    ) -> Any:  # fmt: skip
         if status == celery_states.RETRY or getattr(request, "is_eager", False):
             return super()._store_result(task_id, result, status, traceback, request, using)
         if status not in states.READY_STATES:  # a state of the task's own, by `update_state`
@@ -149,7 +152,10 @@ class ClosingBackend(OutcomeBackend, ConsequenceBackend):
         ])  # fmt: skip
         return encoded
 
-    def close_record(self, task_id, state, request, encoded="", note="", exception=("", ""), result_row=()):
+    def close_record(
+        self, task_id: str, state: str, request: Context | None, encoded: str = "", note: str = "",
+        exception: tuple[str, str] = ("", ""), result_row: Sequence[Any] = (),
+    ) -> None:  # fmt: skip
         """Close the record and store the result row, if any, in one statement. A task without a record gets one."""
         closing = ambient().closing
         own = closing if closing and closing.task_id == task_id else None
@@ -180,7 +186,7 @@ def _refuse(record: TaskRecord, state: str, gen: int | None) -> NoReturn:
     raise Fenced
 
 
-def _is_to_be_told(state: str, request, is_own: bool) -> bool:
+def _is_to_be_told(state: str, request: Context, is_own: bool) -> bool:
     """Whether a task that has no record gets one with its outcome: no chord, say, in a chain that failed, nor any id
     of whose revocation a worker hears, nor what must not be adopted."""
     if getattr(request, "subtask_type", None) or (request is None and state == celery_states.REVOKED):

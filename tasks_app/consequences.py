@@ -8,9 +8,11 @@ import logging
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from functools import partial
+from typing import Any
 
-from celery import group
+from celery import Signature, group
 from celery import states as celery_states
+from celery.app.task import Context
 from celery.exceptions import NotRegistered, TaskRevokedError
 from django.db import InterfaceError, OperationalError, connection, transaction
 from kombu.utils.functional import maybe_list
@@ -41,7 +43,7 @@ class ConsequenceBackend(ChordBackend):
         if request.errbacks:
             transaction.on_commit(partial(aside, partial(self._call_task_errbacks, request, error, None)))
 
-    def _follow(self, request, state: str, exc: Exception, traceback=None) -> None:
+    def _follow(self, request: Context, state: str, exc: Exception, traceback: Any = None) -> None:
         """What a task that did not succeed means for those that wait for it."""
         if request is None or not (request.chord or getattr(request, "chain", None)):
             return
@@ -51,9 +53,9 @@ class ConsequenceBackend(ChordBackend):
                 self.on_chord_part_return(request, state, exc)
             self._fail_chain(getattr(request, "chain", None), exc, traceback, state=state)
 
-    def _errbacks_of(self, request) -> tuple[list, Successors]:
+    def _errbacks_of(self, request: Context) -> tuple[list[Signature], Successors]:
         """A task's errbacks: those to be called here, with the exception, and the records of those to be sent."""
-        here: list = []
+        here: list[Signature] = []
         with gathered() as sent, contained(getattr(request, "id", "")):
             errbacks = [self.app.signature(each) for each in maybe_list(getattr(request, "errbacks", None)) or ()]
             here = [errback for errback in errbacks if self._is_called_here(errback)]
@@ -64,7 +66,7 @@ class ConsequenceBackend(ChordBackend):
             record.is_successor = True
         return here, sent
 
-    def _is_called_here(self, errback) -> bool:
+    def _is_called_here(self, errback: Signature) -> bool:
         """As Celery tells them apart: one that takes more than a task's id is called with its exception."""
         try:
             header = errback.type.__header__
@@ -72,7 +74,7 @@ class ConsequenceBackend(ChordBackend):
             return False
         return not isinstance(header, partial) and self._errback_arity_greater(errback, 1)
 
-    def _call_task_errbacks(self, request, exc, traceback):
+    def _call_task_errbacks(self, request: Context, exc: Any, traceback: Any) -> None:
         """Those of a chord's body, which Celery lets fail itself."""
         if self.app.conf.task_always_eager or (request.delivery_info or {}).get("is_eager"):
             return super()._call_task_errbacks(request, exc, traceback)
@@ -86,11 +88,11 @@ class ConsequenceBackend(ChordBackend):
         call_each(here, request, exc, traceback)
 
 
-def _words(errback) -> str:
+def _words(errback: Signature) -> str:
     return dump_json([errback.get(part) for part in ("task", "args", "kwargs")])
 
 
-def call_each(errbacks: Iterable, request, exc: Exception, traceback) -> None:
+def call_each(errbacks: Iterable[Signature], request: Context, exc: Exception, traceback: Any) -> None:
     for errback in errbacks:
         try:
             errback(request, exc, traceback)

@@ -16,6 +16,7 @@ from datetime import timedelta
 from typing import Any, TypeVar
 
 from billiard import current_process
+from celery import Task
 from celery.app.task import Context
 from celery.contrib.django.task import DjangoTask
 from celery.exceptions import Reject
@@ -56,7 +57,7 @@ class ConsoleTask(DjangoTask):
     limit_key: str | None = None
 
 
-def _max_lost(task) -> int:
+def _max_lost(task: Task) -> int:
     """Runs that may be lost before it has failed."""
     if not task.acks_late:
         return 1
@@ -64,7 +65,7 @@ def _max_lost(task) -> int:
     return conf.TASK_MAX_LOST if own is None else own
 
 
-def claim_run(task, request, args: list, kwargs: dict) -> bool:
+def claim_run(task: Task, request: Context, args: list[Any], kwargs: dict[str, Any]) -> bool:
     """Claim a run for its message; False where the message has lost.
 
     What the row says is put into `args`, `kwargs` and the request, where the message says otherwise.
@@ -78,13 +79,13 @@ def claim_run(task, request, args: list, kwargs: dict) -> bool:
     return True
 
 
-def is_in_force(request) -> bool:
+def is_in_force(request: Context) -> bool:
     """Whether a run still is its task's, and was not asked to stop."""
     run = TaskRecord.objects.filter(task_id=request.id, gen=gen_of(request), state=states.STARTED)
     return run.filter(cancel_at=None).exists()
 
 
-def replace_run(task, successors: Successors) -> None:
+def replace_run(task: Task, successors: Successors) -> None:
     """End a run whose task goes on as `successors`; or as revoked, where it was asked to stop."""
     request = task.request
     with transaction.atomic():
@@ -94,7 +95,7 @@ def replace_run(task, successors: Successors) -> None:
     task.backend.mark_as_revoked(request.id, "asked to stop", request)
 
 
-def _go_by_record(run: Run, request, args: list, kwargs: dict) -> None:
+def _go_by_record(run: Run, request: Context, args: list[Any], kwargs: dict[str, Any]) -> None:
     if _is_other(run.args, args) or _is_other(run.kwargs, kwargs):
         broker.quarantine(_message_of(request), "it has other arguments than its record, which is what runs")
         args[:] = loads(run.args)
@@ -123,7 +124,7 @@ def _is_other(kept: str, given: Any) -> bool:
         return True
 
 
-def gen_of(request) -> int:
+def gen_of(request: Context) -> int:
     """The `gen` that a run's message carries; 1 where it was sent past the console."""
     gen = getattr(request, GEN_HEADER, None)
     return gen if isinstance(gen, int) and 0 < gen < 2**31 else 1
@@ -176,7 +177,7 @@ def aside(action: Callable[[], object]) -> None:
     threading.Thread(target=with_connections_of_its_own, name="aside", daemon=True).start()
 
 
-def _claim_when_possible(request, name: str, max_lost: int) -> Run | None:
+def _claim_when_possible(request: Context, name: str, max_lost: int) -> Run | None:
     tries = itertools.count()
     # Without end: Celery has acknowledged the message already, so there is no giving it back.
     try:
@@ -185,7 +186,7 @@ def _claim_when_possible(request, name: str, max_lost: int) -> Run | None:
         raise Reject(error, requeue=True) from error
 
 
-def _claim(request, name: str, max_lost: int, is_first: bool) -> Run | None:
+def _claim(request: Context, name: str, max_lost: int, is_first: bool) -> Run | None:
     who = request.id, gen_of(request), request.hostname, os.getpid()
     run = TaskRecord.objects.claim(*who, max_lost, name)
     record = None if run else TaskRecord.objects.filter(task_id=request.id).first()
@@ -202,7 +203,7 @@ def _claim(request, name: str, max_lost: int, is_first: bool) -> Run | None:
     return run
 
 
-def _message_of(request) -> dict[str, Any]:
+def _message_of(request: Context) -> dict[str, Any]:
     """What a message said, as far as its run knows."""
     names = ("id", "task", GEN_HEADER, "args", "kwargs", "callbacks", "errbacks", "chain", "chord", "eta", "headers")
     return {name: getattr(request, name, None) for name in names}
@@ -232,7 +233,7 @@ def request_of(record: TaskRecord) -> Context:
 
 
 def foreign_record(
-    request, task_id: str | None = None, name: str | None = None, root_id: str | None = None
+    request: Context, task_id: str | None = None, name: str | None = None, root_id: str | None = None
 ) -> TaskRecord:
     """The record of a task that was sent past the console, as far as its message tells."""
     task_id = task_id or request.id
@@ -254,6 +255,6 @@ def foreign_record(
     )
 
 
-def _id_in(request, name: str) -> str | None:
+def _id_in(request: Context, name: str) -> str | None:
     value = getattr(request, name, None)
     return value if isinstance(value, str) else None

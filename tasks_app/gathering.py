@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from tasks_app.ambient import ambient, having, keep
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 class Successors:
     """What was sent, and is not written yet: by the end of a run, or as one workflow."""
 
-    def __init__(self, parent=None):
+    def __init__(self, parent: Any = None) -> None:
         #: The task whose end this is, for the ids of what follows; None for a workflow.
         self.parent = parent
         self.records: list[TaskRecord] = []
@@ -29,7 +29,7 @@ class Successors:
         self.steps: list[Step] = []
 
 
-def begin_ending(parent) -> None:
+def begin_ending(parent: Any) -> None:
     """From here on, until `take_successors`, gather what is sent: the body has ended, its outcome is not stored yet."""
     keep(successors=Successors(parent))
 

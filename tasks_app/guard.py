@@ -66,13 +66,13 @@ class Guard:
     name: str
     app: Any
     request: Any
-    run: Callable
+    run: Callable[..., Any]
     #: Lets Celery report each retry and failure to the backend, which keeps the record (see backend.py).
     store_errors_even_if_ignored = True
     #: Whether the task itself says so: else what is stored of one whose result is ignored is for the pages alone.
     keeps_errors = False
 
-    def before_start(self, task_id, args, kwargs):
+    def before_start(self, task_id: str, args: Any, kwargs: Any) -> None:
         request = self.request
         request.is_next = True
         if not request.is_eager:
@@ -82,7 +82,7 @@ class Guard:
                 raise Ignore(f"{self.name}[{task_id}] is not to run by this message: done, revoked, expired or taken.")
         super().before_start(task_id, args, kwargs)  # type: ignore[misc]
 
-    def __call__(self, *args, **kwargs):
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
         request = self.request
         if not request.__dict__.pop("is_next", False):  # called as a function, by its own body or another's
             return super().__call__(*args, **kwargs)  # type: ignore[misc]
@@ -136,7 +136,7 @@ class Guard:
         if not self.app.take_over(record):
             raise DuplicateTask(f"Task {record.task_id} runs: it can be retried or replaced, not sent beside itself.")
 
-    def on_replace(self, sig):
+    def on_replace(self, sig: Any) -> Any:
         """Go on as `sig`: its last step, which has this task's id, takes the record over when it is sent."""
         if self.request.is_eager:
             return super().on_replace(sig)  # type: ignore[misc]
@@ -149,11 +149,11 @@ class Guard:
         replace_run(self, successors)
         raise Ignore(f"Replaced by {sig.name}")
 
-    async def adelay(self, *args, **kwargs):
+    async def adelay(self, *args: Any, **kwargs: Any) -> Any:
         """`delay` for a coroutine, such as an async view."""
         return await self.aapply_async(args, kwargs)
 
-    async def aapply_async(self, args=None, kwargs=None, **options):
+    async def aapply_async(self, args: Any = None, kwargs: Any = None, **options: Any) -> Any:
         """`apply_async` for a coroutine.
 
         Runs in the thread of the request's other synchronous code, as Django's own async methods do, and so takes
@@ -163,7 +163,7 @@ class Guard:
 
 
 @task_postrun.connect
-def close_dropped_run(sender, task_id, state, retval, **_):
+def close_dropped_run(sender: Any, task_id: str, state: str, retval: Any, **_: Any) -> None:
     """Celery tells no backend of a body that raised Ignore or Reject; and the relay waits for a slot to become free."""
     if not isinstance(sender, Guard) or sender.request.is_eager:
         return
@@ -180,10 +180,10 @@ def close_dropped_run(sender, task_id, state, retval, **_):
 class _Request:
     """A task's class of requests, with the console's in front of one of its own; made when a worker asks for it."""
 
-    def __init__(self, cls: type):
+    def __init__(self, cls: type) -> None:
         self.own = cls.Request  # type: ignore[attr-defined]
 
-    def __get__(self, task, cls=None):
+    def __get__(self, task: Task, cls: Any = None) -> Any:
         ConsoleRequest = symbol_by_name("tasks_app.workers:ConsoleRequest")
         own = symbol_by_name(self.own)
         return ConsoleRequest if issubclass(ConsoleRequest, own) else type(own.__name__, (ConsoleRequest, own), {})

@@ -20,6 +20,7 @@ from datetime import datetime, timedelta
 from string import Formatter
 from typing import Any, NamedTuple
 
+from celery import Task
 from celery.utils.time import rate
 from django.db.models.functions import Now
 
@@ -50,7 +51,7 @@ class Limits(NamedTuple):
 NONE = Limits(None, timedelta(0))
 
 
-def key_of(task, args: Sequence, kwargs: Any) -> str | None:
+def key_of(task: Task, args: Sequence[Any], kwargs: Any) -> str | None:
     """The `limit_key` of such a call; None for a task without limits. Raises InvalidSubmission."""
     if getattr(task, "concurrency_limit", None) is None and not getattr(task, "rate_limit", None):
         return None
@@ -69,7 +70,7 @@ def key_of(task, args: Sequence, kwargs: Any) -> str | None:
     return key
 
 
-def problems(task) -> list[str]:
+def problems(task: Task) -> list[str]:
     """What is wrong with a task's `concurrency_limit`, `rate_limit` and `limit_key`, for its author."""
     found = []
     try:
@@ -150,7 +151,7 @@ def _give_slots(key: str, limits: Limits) -> int:
     return given
 
 
-def _locked(key: str):
+def _locked(key: str) -> Any:
     """The key's Limit with the time `now`, locked; None while another relay holds it."""
     found = Limit.objects.annotate(now=moments.Now()).select_for_update(skip_locked=True).filter(key=key)
     shared = found.first()
@@ -160,14 +161,14 @@ def _locked(key: str):
     return shared
 
 
-def _next_start(shared, limits: Limits) -> datetime:
+def _next_start(shared: Any, limits: Limits) -> datetime:
     """When the next one may start; a time further ahead than this rate puts it was put there before it was changed."""
     if shared.now < shared.next_at <= shared.now + HORIZON + limits.apart:
         return shared.next_at
     return shared.now
 
 
-def _room(shared, limits: Limits, at: datetime) -> int:
+def _room(shared: Any, limits: Limits, at: datetime) -> int:
     room = SLOTS
     if limits.at_once is not None:
         held = TaskRecord.objects.unfinished().filter(limit_key=shared.key, slot_at__isnull=False)
@@ -177,7 +178,7 @@ def _room(shared, limits: Limits, at: datetime) -> int:
     return room
 
 
-def _limits_of(task) -> Limits:
+def _limits_of(task: Task) -> Limits:
     """A task's limits as the relay takes them, which must go on: wrong ones (refused by key_of) are none."""
     try:
         return _declared(task)
@@ -185,7 +186,7 @@ def _limits_of(task) -> Limits:
         return NONE
 
 
-def _declared(task) -> Limits:
+def _declared(task: Task) -> Limits:
     """Raises ValueError."""
     at_once = getattr(task, "concurrency_limit", None)
     if at_once is not None and (not isinstance(at_once, int) or isinstance(at_once, bool) or at_once < 1):

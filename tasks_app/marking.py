@@ -28,7 +28,7 @@ class Marker:
     #: one where a test database is dropped.
     GATHER, IDLE = 0.25, 3
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.reset()
 
     def reset(self) -> None:

@@ -2,6 +2,7 @@
 
 from datetime import timedelta
 from operator import attrgetter
+from typing import Any
 
 from django.db import DEFAULT_DB_ALIAS, models
 from django.db.models.base import ModelState
@@ -45,10 +46,10 @@ _NOT_ROOT = ~models.Q(root_id=models.F("task_id"))
 _PHASE_OF_STATE = dict(zip(states.ALL_STATES, ("queued", "running", "retrying", *list(PHASES)[5:]), strict=True))
 
 
-class WhereWritten(models.Manager):
+class WhereWritten(models.Manager[Any]):
     """Reads rows where the console writes them, whatever a project's router says: a replica may not have them yet."""
 
-    def get_queryset(self):
+    def get_queryset(self) -> models.QuerySet[Any]:
         return super().get_queryset().using(DEFAULT_DB_ALIAS)
 
 
@@ -201,7 +202,7 @@ class TaskRecord(models.Model):
             ),
         ]
 
-    def __str__(self):
+    def __str__(self) -> str:
         return f"{self.name} {self.task_id}"
 
     def sibling(self, task_id: str) -> "TaskRecord":
@@ -254,7 +255,7 @@ class TaskRecord(models.Model):
             self.texts = args, kwargs, options
         return self.texts
 
-    def inserted_values(self) -> tuple:
+    def inserted_values(self) -> tuple[Any, ...]:
         """The values of the columns that moves.GIVEN names. Raises InvalidSubmission."""
         args, kwargs, options = self.encoded()
         length, most = len(args) + len(kwargs), conf.TASK_ARGS_MAX_BYTES
@@ -289,7 +290,7 @@ class TaskStep(models.Model):
     class Meta:
         indexes = [models.Index(fields=["root_id"], name="step_root")]
 
-    def __str__(self):
+    def __str__(self) -> str:
         return f"{self.name} {self.task_id}"
 
 
@@ -305,7 +306,7 @@ class TaskStamp(models.Model):
     class Meta:
         indexes = [models.Index(fields=["header", "value"], name="stamp")]
 
-    def __str__(self):
+    def __str__(self) -> str:
         return f"{self.header}={self.value} {self.task_id}"
 
 
@@ -330,7 +331,7 @@ class TaskAttempt(models.Model):
         ordering = ["attempt"]
         constraints = [models.UniqueConstraint(fields=["record", "attempt"], name="attempt_once")]
 
-    def __str__(self):
+    def __str__(self) -> str:
         return f"{self.record_id} #{self.attempt}"
 
 
@@ -343,7 +344,7 @@ class Duty(models.Model):
 
     objects = WhereWritten()
 
-    def __str__(self):
+    def __str__(self) -> str:
         return self.name
 
 
@@ -355,7 +356,7 @@ class QueueReader(models.Model):
 
     objects = WhereWritten()
 
-    def __str__(self):
+    def __str__(self) -> str:
         return self.queue
 
 
@@ -368,5 +369,5 @@ class Limit(models.Model):
 
     objects = WhereWritten()
 
-    def __str__(self):
+    def __str__(self) -> str:
         return self.key

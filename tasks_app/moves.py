@@ -9,7 +9,7 @@ The statements that every task pays for (insert, claim) are written by hand; the
 
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime, timedelta
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 from django.db import connection, models
 from django.db.models.functions import Now
@@ -43,23 +43,23 @@ class Run(NamedTuple):
 
 
 class TaskQuerySet(models.QuerySet["TaskRecord"]):
-    def unfinished(self):
+    def unfinished(self) -> Self:
         return self.filter(state__in=states.UNREADY_STATES)
 
-    def waiting(self):
+    def waiting(self) -> Self:
         return self.filter(state__in=states.WAITING_STATES)
 
-    def in_workflow(self, root_id: str):
+    def in_workflow(self, root_id: str) -> Self:
         """A workflow's tasks, its first one included, in the order in which they were recorded."""
         steps = ~models.Q(root_id=models.F("task_id")) & models.Q(root_id=root_id)
         return self.filter(steps | models.Q(task_id=root_id)).order_by("pk")
 
-    def due_for_publishing(self, limit: int):
+    def due_for_publishing(self, limit: int) -> Self:
         """Rows to publish, locked for the caller's transaction; rows that another relay holds are left to it."""
         due = self.filter(publish_at__lte=Now()).order_by("publish_at")
         return due.select_for_update(skip_locked=True)[:limit]
 
-    def lost(self):
+    def lost(self) -> Self:
         """Runs whose lease has run out. (Those of a worker of before there were leases have none: after a day.)"""
         old = models.Q(lease_until=None, started_at__lt=Now() - timedelta(days=1))
         return self.filter(old | models.Q(lease_until__lt=Now()), state=states.STARTED).order_by("pk")
@@ -81,7 +81,7 @@ class TaskQuerySet(models.QuerySet["TaskRecord"]):
             if (task_id, gen, pid) in ended or repeated.get((task_id, pid), 0) > gen
         }
 
-    def unclaimed(self, grace: float):
+    def unclaimed(self, grace: float) -> Self:
         """What was published longer than `grace` seconds ago, and that no worker has claimed, or says that it holds."""
         free = models.Q(lease_until=None) | models.Q(lease_until__lt=Now())
         published = self.waiting().filter(free, publish_at=None, published_at__lt=Now() - timedelta(seconds=grace))
@@ -116,7 +116,7 @@ class TaskQuerySet(models.QuerySet["TaskRecord"]):
 
     def adopt(self, record: "TaskRecord") -> None:
         """Record a task that was sent past the console (by another producer), where its id is not known yet."""
-        self.bulk_create([record], ignore_conflicts=True)  # type: ignore[list-item]
+        self.bulk_create([record], ignore_conflicts=True)
 
     def mark_published(self, messages: Iterable[tuple[str, int]]) -> int:
         """Take (task_id, gen) pairs off the relay's queue; what was claimed or moved on meanwhile stays as it is."""
@@ -186,7 +186,7 @@ class TaskQuerySet(models.QuerySet["TaskRecord"]):
         return run.update(state=state, finished_at=Now(), lease_until=None)
 
 
-def arrays(messages: Iterable[tuple[str, int]]) -> list[list]:
+def arrays(messages: Iterable[tuple[str, int]]) -> list[list[Any]]:
     return [list(column) for column in zip(*messages, strict=True)] or [[], []]
 
 

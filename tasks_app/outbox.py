@@ -11,12 +11,13 @@ from __future__ import annotations
 
 import inspect
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 from uuid import NAMESPACE_OID, uuid5
 
+from celery import Task
 from celery.exceptions import TaskRevokedError
 from django.core.exceptions import SynchronousOnlyOperation
 from django.db import IntegrityError, transaction
@@ -40,7 +41,9 @@ transport.use()
 _OMITTED: Any = object()
 
 
-def route_scheduled(name, args, kwargs, options, task=None, **_):
+def route_scheduled(
+    name: str, args: Any, kwargs: Any, options: Any, task: Task | None = None, **_: Any
+) -> dict[str, str] | None:
     """A task route: what a schedule fires, Celery Beat's included, goes to CRON_QUEUE, where that is set."""
     if conf.CRON_QUEUE and "periodic_task_name" in (options.get("headers") or {}):
         return {"queue": conf.CRON_QUEUE}
@@ -74,12 +77,12 @@ class RecordingCelery(BuildingCelery):
     control_cls = "tasks_app.control:RecordingControl"
     registry_cls = "tasks_app.guard:ClaimedTasks"
 
-    def __init__(self, *args, **kwargs):
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         recording.apps[self] = None
         self.steps["worker"].add("tasks_app.workers:Upkeep")
 
-    def _load_config(self):
+    def _load_config(self) -> Any:
         conf = super()._load_config()
         conf.maps.insert(len(conf.maps) - 1, DEFAULTS)  # below a project's settings, above Celery's own defaults
         return conf
@@ -88,16 +91,17 @@ class RecordingCelery(BuildingCelery):
         lambda self: self.subclass_with_self("tasks_app.waiting:RecordedResult", "AsyncResult", reverse="AsyncResult")
     )
 
-    def _task_from_fun(self, fun, *args, **options):
+    def _task_from_fun(self, fun: Callable[..., Any], *args: Any, **options: Any) -> Any:
         if options.get("pydantic") and inspect.iscoroutinefunction(fun):  # whose value is what pydantic shall dump
             fun = awaiting(fun)
         return super()._task_from_fun(fun, *args, **options)
 
     def send_task(
-        self, name, args=None, kwargs=None, countdown=None, eta=None, task_id=None, producer=None, connection=None,
-        router=None, result_cls=None, expires=_OMITTED, publisher=None, link=None, link_error=None,
-        add_to_parent=True, **options,
-    ):  # fmt: skip
+        self, name: str, args: Any = None, kwargs: Any = None, countdown: Any = None, eta: Any = None,
+        task_id: str | None = None, producer: Any = None, connection: Any = None, router: Any = None,
+        result_cls: Any = None, expires: Any = _OMITTED, publisher: Any = None, link: Any = None,
+        link_error: Any = None, add_to_parent: bool = True, **options: Any,
+    ) -> Any:  # fmt: skip
         """Record the task in the current transaction, and publish it on commit. Takes and returns what Celery's does.
 
         Takes `idempotency_key` too: a second call with the same text records nothing, and returns the result of the
@@ -114,7 +118,10 @@ class RecordingCelery(BuildingCelery):
             send = sentry._wrap_task_run(send)  # what it does to Celery's own; to a task's `apply_async` it has done so
         return send(self, name, args, kwargs, **options)
 
-    def _send(self, name, args, kwargs, *, task_id, result_cls, add_to_parent, **options):
+    def _send(
+        self, name: str, args: Any, kwargs: Any, *, task_id: str | None, result_cls: Any, add_to_parent: bool,
+        **options: Any,
+    ) -> Any:  # fmt: skip
         parent, successors = self.current_worker_task, gathering()
         if successors is not None and successors.parent is not None and not task_id:
             task_id = str(uuid5(NAMESPACE_OID, f"{successors.parent.request.id} {len(successors.records)}"))
@@ -134,7 +141,7 @@ class RecordingCelery(BuildingCelery):
             parent.add_trail(result)
         return result
 
-    def _built(self, name, args, kwargs, **options) -> TaskRecord:
+    def _built(self, name: str, args: Any, kwargs: Any, **options: Any) -> TaskRecord:
         successors = gathering()
         try:
             record = self.build_record(name, args, kwargs, **options)
@@ -334,7 +341,7 @@ def may_have_steps(record: TaskRecord) -> bool:
 _WITH_STEPS = {"link", "link_error", "stamped_headers"}
 
 
-def _known_steps(parent) -> list[Step]:
+def _known_steps(parent: Any) -> list[Step]:
     """What is to come after a running task by its own message: it is known since that was made."""
     from tasks_app.models import TaskRecord
     from tasks_app.steps import steps_of

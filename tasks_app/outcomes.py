@@ -25,7 +25,7 @@ class OutcomeBackend(DatabaseBackend):
             described["exc_text"] = str(error)
         return described
 
-    def exception_to_python(self, exc):
+    def exception_to_python(self, exc: Any) -> Any:
         """As far as it can be rebuilt: where its class does not take its arguments, without its `__init__`; its text
         names the class then, as with Celery."""
         if isinstance(exc, dict) and "<locals>" in exc.get("exc_type", ""):  # a class that is nowhere to be found
@@ -43,7 +43,7 @@ class OutcomeBackend(DatabaseBackend):
         except Exception:
             return create_exception_cls(exc["exc_type"].rpartition(".")[2], exc.get("exc_module") or __name__)(*args)
 
-    def as_kept(self, result, exception: tuple[str, str]) -> tuple[tuple[str, str, str], str]:
+    def as_kept(self, result: Any, exception: tuple[str, str]) -> tuple[tuple[str, str, str], str]:
         """A result as it is stored, and what had to be done to it for that."""
         note = ""
         try:
@@ -61,11 +61,11 @@ class OutcomeBackend(DatabaseBackend):
         return self.encode_content(f"{kept[2][: conf.TASK_RESULT_MAX_BYTES]} … ({note})"), note
 
 
-def words_of(result, state: str) -> tuple[str, str]:
+def words_of(result: Any, state: str) -> tuple[str, str]:
     return _exception_words(result) if state in (*states.EXCEPTION_STATES, states.RETRY) else ("", "")
 
 
-def _exception_words(result) -> tuple[str, str]:
+def _exception_words(result: Any) -> tuple[str, str]:
     """Type and message of an exception as Celery's backends prepare it for JSON."""
     if not isinstance(result, dict) or not {"exc_type", "exc_message"} <= result.keys():
         return "", cut(str(result or ""))  # `update_state(state="FAILURE", meta=…)`
@@ -84,7 +84,7 @@ def cut(text: str) -> str:
     return f"{text[: most // 2]}\n… ({len(text):,} characters) …\n{text[-most // 2 :]}"
 
 
-def _repr(value) -> str:
+def _repr(value: Any) -> str:
     try:
         return saferepr(value, maxlen=10_000)
     except Exception as error:

@@ -53,7 +53,7 @@ class Publisher:
 
     TIMEOUTS = {"socket_connect_timeout": 1, "socket_timeout": 1, "max_retries": 0}
 
-    def __init__(self, app: Celery):
+    def __init__(self, app: Celery) -> None:
         self.app = app
         # A look into Celery's configuration costs 19 µs.
         self._sends_event = app.conf.task_send_sent_event
@@ -69,10 +69,10 @@ class Publisher:
         self.breaker = Breaker(self.ask)
 
     @cached_property
-    def producers(self):
+    def producers(self) -> Any:
         return pools.producers[self.connection()]
 
-    def connection(self):
+    def connection(self) -> Any:
         return self.app.connection_for_write(transport_options=self.TIMEOUTS)
 
     @contextmanager
@@ -203,7 +203,7 @@ class Publisher:
                 self.breaker.trip()
         return not self.breaker.is_open
 
-    def _declare(self, queues: set[str], producer) -> None:
+    def _declare(self, queues: set[str], producer: Any) -> None:
         declared = producer.connection.declared_entities  # kombu's own memory, forgotten when it reconnects
         for name in queues - declared:
             maybe_declare(self.app.amqp.queues[name], producer.channel)
@@ -228,7 +228,7 @@ class Publisher:
             in_message |= {"stamped_headers": stamps} | {stamp: sending.pop(stamp, None) for stamp in stamps}
         return in_message, sending
 
-    def _message(self, record: TaskRecord, in_message: dict[str, Any]):
+    def _message(self, record: TaskRecord, in_message: dict[str, Any]) -> Any:
         amqp = self.app.amqp
         shown = {}
         if "argsrepr" not in in_message:
@@ -261,7 +261,7 @@ class Publisher:
         return {"exchange": queue.exchange.name, "routing_key": key or queue.routing_key}
 
     def _publish_one(
-        self, producer, record: TaskRecord, headers: Any, in_message: dict[str, Any], sending: dict[str, Any]
+        self, producer: Any, record: TaskRecord, headers: Any, in_message: dict[str, Any], sending: dict[str, Any]
     ) -> None:
         """As Celery's own sender does it, whose signals were sent with the record."""
         message = self._message(record, in_message)
@@ -287,7 +287,7 @@ def has_handlers() -> bool:
     return any(signal.receivers for signal in _SIGNALS)
 
 
-def _shown(args: Sequence, longest: int) -> str:
+def _shown(args: Sequence[Any], longest: int) -> str:
     """What Celery's saferepr shows, without its walk where nothing can be too long."""
     return repr(args) if len(args) < 10 and _SHORT.issuperset(map(type, args)) else saferepr(args, longest)
 

@@ -6,7 +6,7 @@ when the relay is to publish the record again. What was to be kept of the run is
 
 from collections.abc import Iterable
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 from django.db import models, transaction
 from django.db.models.functions import Now
@@ -168,7 +168,7 @@ class RetryQuerySet(TaskQuerySet):
         waiting = _waiting_again(gen) | {"redelivered": True}
         return bool(self._repeatable(task_id, gen).update(publish_at=in_a_second, **waiting))
 
-    def _repeatable(self, task_id: str, gen: int):
+    def _repeatable(self, task_id: str, gen: int) -> Self:
         return self.filter(task_id=task_id, gen=gen, state=states.STARTED, cancel_at=None)
 
 

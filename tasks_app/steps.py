@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 from django.db import DEFAULT_DB_ALIAS
-from django.db.models import Exists, OuterRef
+from django.db.models import Exists, OuterRef, QuerySet
 from django_celery_results.models import ChordCounter, TaskResult
 from kombu.utils.functional import maybe_list
 
@@ -77,7 +77,7 @@ def open_roots(root_ids: Iterable[str]) -> set[str]:
     }
 
 
-def still_to_come(root_id: str):
+def still_to_come(root_id: str) -> QuerySet[TaskStep]:
     """The steps of a workflow that have no record yet, in no order."""
     come = TaskRecord.objects.filter(task_id=OuterRef("task_id")).exclude(note=FORGOTTEN)
     return TaskStep.objects.filter(~Exists(come), root_id=root_id).exclude(place=ERRBACK)

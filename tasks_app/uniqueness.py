@@ -14,11 +14,13 @@ import inspect
 from datetime import timedelta
 from typing import Any
 
+from celery import Task
+
 from tasks_app.exceptions import InvalidSubmission
 from tasks_app.storable import dump_json
 
 
-def key_of(task, args, kwargs) -> tuple[str | None, timedelta | None]:
+def key_of(task: Task, args: Any, kwargs: Any) -> tuple[str | None, timedelta | None]:
     """The `unique_key` of such a call, and for how long it holds where that is a time; None for a task without one."""
     unique = getattr(task, "unique", None)
     if unique is None:
@@ -33,7 +35,7 @@ def key_of(task, args, kwargs) -> tuple[str | None, timedelta | None]:
     return key, None if isinstance(unique, str) else _seconds(unique)
 
 
-def problems(task) -> list[str]:
+def problems(task: Task) -> list[str]:
     """What is wrong with a task's `unique` and `unique_by`, for its author."""
     unique: Any = getattr(task, "unique", None)
     is_number = isinstance(unique, int | float | timedelta) and not isinstance(unique, bool)
@@ -45,7 +47,7 @@ def problems(task) -> list[str]:
     return [f"unique_by names {name!r}, which is no argument of it" for name in unknown]
 
 
-def bound_arguments(task, args, kwargs) -> dict[str, Any]:
+def bound_arguments(task: Task, args: Any, kwargs: Any) -> dict[str, Any]:
     """A call's arguments by name, with the defaults of those that are not given. Raises TypeError."""
     bound = signature_of(task.__class__).bind(*args, **kwargs)
     bound.apply_defaults()

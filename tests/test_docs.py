@@ -80,3 +80,10 @@ def test_the_table_of_settings_has_each_of_ours_with_its_default_and_no_other():
     rows = ROW.findall((ROOT / "docs/settings.md").read_text())
     assert len(rows) == len(dict(rows)), "one is there twice"
     assert {name: ast.literal_eval(default) for name, default in rows} == ours
+
+
+@pytest.mark.parametrize("package", ["tasks_app", "tasks_app/relay"])
+def test_the_map_of_a_package_names_each_of_its_modules(package):
+    words = set(re.findall(r"\w+", ast.get_docstring(ast.parse((ROOT / package / "__init__.py").read_text())) or ""))
+    modules = {path.stem for path in (ROOT / package).glob("*.py")} - {"__init__"}
+    assert modules <= words, modules - words

@@ -25,7 +25,7 @@ from scheduling_app.timing import blackout, clocks
 from scheduling_app.timing.kinds import TimingError
 from tasks_app import moments
 from tasks_app.history import log
-from tasks_app.models import JSONText
+from tasks_app.json_field import JSONText
 
 Entry = dict[str, Any]
 

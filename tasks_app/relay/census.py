@@ -4,7 +4,7 @@ import logging
 import time
 from datetime import datetime
 
-from django.db.models import Q
+from django.db.models import Q, QuerySet
 
 from tasks_app import broker
 from tasks_app.conf import conf
@@ -50,9 +50,9 @@ class Census:
     whoever takes it, has failed in the end.
     """
 
-    def __init__(self):
+    def __init__(self) -> None:
         self._missing: set[tuple[str, int]] = set()
-        self._seen_until: tuple[datetime, int] | None = None
+        self._seen_until: tuple[datetime | None, int] | None = None
 
     def look(self) -> int:
         rows = TaskRecord.objects.unclaimed(conf.TASK_CENSUS_GRACE)
@@ -75,7 +75,7 @@ class Census:
             _give_up(lost)
         return count
 
-    def _after_the_last(self, rows):
+    def _after_the_last(self, rows: QuerySet[TaskRecord]) -> QuerySet[TaskRecord]:
         if self._seen_until is None:
             return rows
         at, pk = self._seen_until

@@ -27,7 +27,7 @@ class Relay(threading.Thread):
     #: Between looks at a row that is due, and that somebody else holds.
     HELD = 0.05
 
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__(name="relay", daemon=True)
         self._stopping = threading.Event()
         self._listener = Listener(DUE_CHANNEL)

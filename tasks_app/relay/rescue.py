@@ -68,7 +68,7 @@ class Rescuer:
     until then the workers renew the leases that they could not renew either.
     """
 
-    def __init__(self):
+    def __init__(self) -> None:
         self._seen_at = -conf.TASK_LEASE
         self._trusts_at = self._censor_at = self._end_chords_at = self._prune_at = 0.0
         self._census = Census()
