@@ -81,7 +81,9 @@ class Manage:
         with open(self.output.name, errors="replace") as lines:
             return lines.read()
 
-    def wait_for(self, text: str, timeout: float = 30) -> None:
+    def wait_for(self, text: str, timeout: float = 90) -> None:
+        """Wait until it says so; a worker with fifty processes takes its time to start on a machine that is busy."""
+
         def found() -> bool:
             if text not in self.said() and self.process.poll() is not None:
                 raise AssertionError(f"{self.arguments} ended with {self.process.returncode}:\n{self.said()}")
