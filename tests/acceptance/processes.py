@@ -15,7 +15,7 @@ from tasks_app import states
 from tasks_app.models import TaskRecord
 
 
-def eventually(check: Callable[[], Any], timeout: float = 10, what: str = "") -> Any:
+def eventually(check: Callable[[], Any], timeout: float = 20, what: str = "") -> Any:
     """The first true answer of `check`, asked every 20 ms; fails after `timeout` seconds."""
     give_up_at = time.monotonic() + timeout
     while True:
@@ -30,7 +30,7 @@ def record_of(result) -> TaskRecord:
     return TaskRecord.objects.get(task_id=result.id)
 
 
-def finished(result, timeout: float = 15) -> TaskRecord:
+def finished(result, timeout: float = 25) -> TaskRecord:
     """The record of a task, once it has ended."""
     ended = TaskRecord.objects.filter(task_id=result.id, state__in=states.READY_STATES)
     return eventually(ended.first, timeout, result.id)
