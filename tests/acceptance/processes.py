@@ -16,7 +16,7 @@ from tasks_app import states
 from tasks_app.models import TaskRecord
 
 
-def eventually(check: Callable[[], Any], timeout: float = 10, what: str = "") -> Any:
+def eventually(check: Callable[[], Any], timeout: float = 20, what: str = "") -> Any:
     """The first true answer of `check`, asked every 20 ms; fails after `timeout` seconds."""
     give_up_at = time.monotonic() + timeout
     while True:
@@ -31,7 +31,7 @@ def record_of(result) -> TaskRecord:
     return TaskRecord.objects.get(task_id=result.id)
 
 
-def finished(result, timeout: float = 15) -> TaskRecord:
+def finished(result, timeout: float = 25) -> TaskRecord:
     """The record of a task, once it has ended."""
     ended = TaskRecord.objects.filter(task_id=result.id, state__in=states.READY_STATES)
     return eventually(ended.first, timeout, result.id)
@@ -84,7 +84,9 @@ class Manage:
         with open(self.output.name, errors="replace") as lines:
             return lines.read()
 
-    def wait_for(self, text: str, timeout: float = 30) -> None:
+    def wait_for(self, text: str, timeout: float = 90) -> None:
+        """Wait until it says so; a worker with fifty processes takes its time to start on a machine that is busy."""
+
         def found() -> bool:
             if text not in self.said() and self.process.poll() is not None:
                 raise AssertionError(f"{self.arguments} ended with {self.process.returncode}:\n{self.said()}")

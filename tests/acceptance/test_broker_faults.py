@@ -230,8 +230,8 @@ def test_worker_and_scheduler_go_on_after_two_restarts_of_the_broker_in_a_row(di
     for _ in range(2):
         with down(direct.broker):
             pass
-    assert client.get_result(client.submit("number_sum", [2, 3]).id, timeout=10) == 5
-    assert (client.get_result(running.id, timeout=10), executions(tag)) == (2, 1)
+    assert client.get_result(client.submit("number_sum", [2, 3]).id, timeout=30) == 5
+    assert (client.get_result(running.id, timeout=30), executions(tag)) == (2, 1)
     fires_on(every_second)
 
 
@@ -270,7 +270,7 @@ def test_submissions_and_pages_do_not_wait_for_a_broker_that_is_down(direct, sch
             assert browser.get(address, follow=True).status_code == 200
         assert "is published" in browser.get(reverse("tasks:detail", args=[results[0].id])).content.decode()
         assert time.monotonic() - start < 3
-    assert [client.get_result(result.id, timeout=10) for result in results] == list(range(10))
+    assert [client.get_result(result.id, timeout=30) for result in results] == list(range(10))
     eventually(lambda: TaskRecord.objects.filter(schedule_run__schedule=hourly, state="SUCCESS").exists())
 
 
@@ -362,7 +362,7 @@ def test_a_submission_without_postgres_is_an_error_and_leaves_nothing(direct, ex
     with Redis.from_url(direct.broker_url) as redis:
         assert not redis.keys("nothing*")
     assert not TaskRecord.objects.filter(queue="nothing").exists()
-    assert client.get_result(client.submit("sample.echo", [1]).id, timeout=10) == 1
+    assert client.get_result(client.submit("sample.echo", [1]).id, timeout=30) == 1
     assert executions(tag) == 0
 
 
@@ -413,7 +413,7 @@ def paced(seconds: float, per_second: int = 20):
 
 def test_a_broker_that_falls_silent_costs_submissions_no_time_and_no_message(proxied, proxy):
     took, results = [], []
-    assert client.get_result(client.submit("sample.echo", [1]).id, timeout=10) == 1
+    assert client.get_result(client.submit("sample.echo", [1]).id, timeout=30) == 1
     proxy.mode = "silent"
     try:
         for number in paced(8):

@@ -54,7 +54,7 @@ def test_a_task_that_kills_each_of_its_processes_is_given_up(executions):
     tag = str(uuid4())
     record = finished(killed.delay(tag, 99))
     assert (record.state, record.exc_type, record.lost_count, executions(tag)) == ("FAILURE", "WorkerLostError", 3, 3)
-    assert client.get_result(client.submit("sample.echo", [1]).id, timeout=10) == 1
+    assert client.get_result(client.submit("sample.echo", [1]).id, timeout=30) == 1
 
 
 def test_a_run_whose_process_is_killed_is_a_failure_where_it_may_not_be_repeated(executions):
@@ -149,7 +149,7 @@ def test_a_worker_told_to_end_lets_short_runs_finish_and_hands_back_the_others(e
 def test_running_out_of_memory_is_a_failure_of_the_task_alone(worker):
     assert finished(client.submit("sample.out_of_memory")).exc_type == "MemoryError"
     assert finished(client.submit("sample.allocates", [4096])).exc_type == "MemoryError"
-    assert client.get_result(client.submit("sample.echo", [1]).id, timeout=10) == 1
+    assert client.get_result(client.submit("sample.echo", [1]).id, timeout=30) == 1
     assert worker.process.poll() is None
 
 
@@ -159,7 +159,7 @@ def test_running_out_of_memory_is_a_failure_of_the_task_alone(worker):
 )
 def test_a_result_that_json_cannot_carry_is_kept_as_its_repr(kind, value):
     result = client.submit("sample.odd_result", [kind])
-    assert value in client.get_result(result.id, timeout=10)
+    assert value in client.get_result(result.id, timeout=30)
     record = record_of(result)
     assert record.state == "SUCCESS"
     assert record.note.startswith("Not JSON")
@@ -168,7 +168,7 @@ def test_a_result_that_json_cannot_carry_is_kept_as_its_repr(kind, value):
 @pytest.mark.parametrize(("kind", "value"), [("nul", "a\x00b"), ("surrogate", "a\ud800b"), ("bytes", b"\xff")])
 def test_odd_results_come_back_as_they_were(kind, value):
     result = client.submit("sample.odd_result", [kind])
-    assert client.get_result(result.id, timeout=10) == value
+    assert client.get_result(result.id, timeout=30) == value
     assert record_of(result).note == ""
 
 
@@ -179,10 +179,10 @@ def test_odd_text_in_an_exception_keeps_its_type_and_is_escaped():
 
 def test_a_long_result_is_cut_and_says_so():
     result = client.submit("sample.text_of", [1_100_000])
-    assert "1,048,576 are kept" in client.get_result(result.id, timeout=10)
+    assert "1,048,576 are kept" in client.get_result(result.id, timeout=30)
     assert record_of(result).note.startswith("Cut")
     exact = client.submit("sample.text_of", [1_048_574])  # and two quotes
-    assert client.get_result(exact.id, timeout=10) == "x" * 1_048_574
+    assert client.get_result(exact.id, timeout=30) == "x" * 1_048_574
 
 
 def test_a_result_that_cannot_be_handed_on_fails_the_task_that_returned_it():
@@ -215,8 +215,9 @@ def test_a_running_task_that_is_asked_to_stop_can_see_it(executions):
     tag = str(uuid4())
     result = client.submit("sample.stops_when_asked", [tag])
     eventually(lambda: executions(tag) == 1)
-    assert client.revoke(result.id) == "STARTED"
-    assert finished(result).state == "SUCCESS"
+    client.revoke(result.id)  # it may have stopped when this returns
+    record = finished(result)
+    assert (record.state, record.cancel_at is None) == ("SUCCESS", False)
 
 
 def test_a_task_that_retries_itself_ends_when_it_is_revoked(executions):
@@ -234,7 +235,7 @@ def test_a_revoke_reaches_a_worker_that_the_broker_does_not_reach(executions):
         eventually(lambda: executions(tag) == 1)
         TaskRecord.objects.filter(task_id=result.id).stop("revoked", "SIGTERM")  # and no message
         assert finished(result).state == "REVOKED"
-        assert client.get_result(client.submit("sample.echo", [1], queue="victim").id, timeout=10) == 1
+        assert client.get_result(client.submit("sample.echo", [1], queue="victim").id, timeout=30) == 1
         assert process.process.poll() is None
 
 
@@ -269,13 +270,12 @@ def test_a_workflow_is_known_by_any_of_its_tasks(executions):
 
 def test_fifty_running_tasks_are_terminated_at_once():
     with victim("-c", "50"):
-        results = [client.submit("sample.sleep", [60], queue="victim") for _ in range(50)]
-        eventually(
-            lambda: TaskRecord.objects.filter(task_id__in=[r.id for r in results], state="STARTED").count() == 50, 30
-        )
+        results = [client.submit("sample.sleep", [600], queue="victim") for _ in range(50)]
+        running = TaskRecord.objects.filter(task_id__in=[result.id for result in results], state="STARTED")
+        eventually(lambda: running.count() == 50, 60)
         app.control.revoke([result.id for result in results], terminate=True)
-        assert {finished(result, 10).state for result in results} == {"REVOKED"}
-        assert client.get_result(client.submit("number_sum", [1, 1], queue="victim").id, timeout=10) == 2
+        assert {finished(result, 60).state for result in results} == {"REVOKED"}
+        assert client.get_result(client.submit("number_sum", [1, 1], queue="victim").id, timeout=60) == 2
 
 
 # Workflows
@@ -375,4 +375,4 @@ def test_lost_connections_to_postgres_cost_no_task(executions):
                 "WHERE datname = current_database() AND pid <> pg_backend_pid() AND backend_type = 'client backend'"
             )
     assert [client.get_result(result.id, timeout=20) for result in results] == [0.2] * 10
-    assert client.get_result(client.submit("sample.echo", [1]).id, timeout=10) == 1
+    assert client.get_result(client.submit("sample.echo", [1]).id, timeout=30) == 1

@@ -89,6 +89,6 @@ def test_a_task_without_limits_does_not_wait_behind_those_that_have():
     tag = str(uuid4())
     limited = [ten_a_second.delay(tag) for _ in range(20)]
     result = CeleryClient().submit("number_sum", [1, 2])
-    assert result.get(timeout=10) == 3
+    assert result.get(timeout=30) == 3
     assert records_of(limited).filter(parked_at__isnull=False).exists()
     wait_for(limited)

@@ -69,7 +69,7 @@ def sent(worker):
 @pytest.mark.parametrize("name", [*OPTIONS, "connection", "producer", "publisher"])
 def test_a_task_runs_with(name, sent):
     assert finished(sent[name], timeout=30).state == "SUCCESS"
-    assert sent[name].get(timeout=5) == name
+    assert sent[name].get(timeout=30) == name
 
 
 @pytest.mark.parametrize(

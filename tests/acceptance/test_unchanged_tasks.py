@@ -426,7 +426,7 @@ def test_an_exception_keeps_its_class_and_its_words(kind, exc_type, words):
     record = finished(result, 20)
     assert record.exc_type == exc_type
     assert record.exc_message.startswith(words)
-    raised = result.get(timeout=5, propagate=False)
+    raised = result.get(timeout=30, propagate=False)
     assert type(raised).__name__ == exc_type
     assert words in str(raised) or kind == "group"
 

@@ -25,7 +25,7 @@ client = CeleryClient()
 
 def test_a_task_succeeds_and_its_result_and_record_are_kept():
     result = client.submit("sample.echo", [{"a": [1, "ü", None]}])
-    assert client.get_result(result.id, timeout=10) == {"a": [1, "ü", None]}
+    assert client.get_result(result.id, timeout=30) == {"a": [1, "ü", None]}
     record, stored = record_of(result), TaskResult.objects.get(task_id=result.id)
     assert (record.state, stored.status, stored.task_name) == ("SUCCESS", "SUCCESS", "sample.echo")
     assert record.attempt == 1
@@ -37,8 +37,8 @@ def test_a_task_succeeds_and_its_result_and_record_are_kept():
 def test_a_failure_keeps_the_exception_and_the_traceback():
     result = client.submit("sample.fail", ["boom"])
     with pytest.raises(ValueError, match="boom"):
-        client.get_result(result.id, timeout=10)
-    assert isinstance(client.get_result(result.id, timeout=10, propagate=False), ValueError)
+        client.get_result(result.id, timeout=30)
+    assert isinstance(client.get_result(result.id, timeout=30, propagate=False), ValueError)
     record = record_of(result)
     assert (record.state, record.exc_type, record.exc_message) == ("FAILURE", "ValueError", "boom")
     assert "raise ValueError(message)" in TaskResult.objects.get(task_id=result.id).traceback
@@ -46,7 +46,7 @@ def test_a_failure_keeps_the_exception_and_the_traceback():
 
 def test_a_retried_task_keeps_its_id_and_the_history_of_its_runs():
     result = flaky.delay(2)
-    assert client.get_result(result.id, timeout=10) == 2
+    assert client.get_result(result.id, timeout=30) == 2
     record = record_of(result)
     assert (record.state, record.retries, record.attempt, record.exc_type) == ("SUCCESS", 2, 3, "")
     assert list(record.attempts.values_list("attempt", "state", "exc_message")) == [
@@ -68,7 +68,7 @@ def test_a_scheduled_task_knows_its_due_time_also_after_a_retry():
     )
     run = run_now(schedule)
     at = run.scheduled_for.isoformat()
-    assert client.get_result(run.record_id, timeout=10) == [at, at]
+    assert client.get_result(run.record_id, timeout=30) == [at, at]
     schedule.delete()
 
 
@@ -82,9 +82,9 @@ def test_number_sum_takes_numbers_and_lists_and_works_in_each_canvas():
     chain = client.chain(("number_sum", [1, 2]), ("number_sum", [3]), ("number_sum", [4]))
     group = client.group(*[("number_sum", [n, n]) for n in (1, 2, 3)])
     chord = client.chord([("number_sum", [1, 1]), ("number_sum", [2, 2])], ("number_sum", [5]))
-    assert client.get_result(chain.id, timeout=10) == 10
-    assert group.get(timeout=10) == [2, 4, 6]
-    assert client.get_result(chord.id, timeout=10) == 11
+    assert client.get_result(chain.id, timeout=30) == 10
+    assert group.get(timeout=30) == [2, 4, 6]
+    assert client.get_result(chord.id, timeout=30) == 11
     assert record_of(chain).root_id != chain.id, "the last step knows the workflow's first"
 
 
@@ -108,7 +108,7 @@ def test_a_failed_step_ends_its_chain_visibly():
 
 def test_a_replaced_task_goes_on_under_its_id():
     result = client.submit("sample.replaced", ["x"])
-    assert client.get_result(result.id, timeout=10) == "x"
+    assert client.get_result(result.id, timeout=30) == "x"
     assert (record_of(result).name, record_of(result).attempt) == ("sample.echo", 2)
 
 
@@ -117,7 +117,7 @@ def test_a_replaced_task_goes_on_under_its_id():
 )
 def test_a_task_replaced_by_a_workflow_goes_on_under_its_id(name, result):
     sent = client.submit(name, ["x"])
-    assert client.get_result(sent.id, timeout=10) == result
+    assert client.get_result(sent.id, timeout=30) == result
     assert record_of(sent).state == "SUCCESS"
 
 
@@ -126,13 +126,13 @@ def test_a_coroutine_past_its_soft_limit_does_not_go_on_beside_the_next_one(exec
     limited = client.submit("sample.async_limited", [tag])
     assert finished(limited).exc_type == "SoftTimeLimitExceeded"
     for _ in range(2):  # one for each child
-        client.get_result(client.submit("sample.async_sleep", [1]).id, timeout=10)
+        client.get_result(client.submit("sample.async_sleep", [1]).id, timeout=30)
     assert executions(tag) == 0
 
 
 def test_a_connection_that_is_lost_during_the_body_costs_no_result():
     sent = client.submit("sample.without_connection", ["kept"])
-    assert client.get_result(sent.id, timeout=10) == "kept"
+    assert client.get_result(sent.id, timeout=30) == "kept"
     assert record_of(sent).attempt == 1
 
 
@@ -170,7 +170,7 @@ def test_a_chord_whose_member_is_revoked_fails(executions):
 
 def test_a_coroutine_is_a_task():
     result = client.submit("sample.async_sleep", [0.01])
-    assert client.get_result(result.id, timeout=10) == 0.01
+    assert client.get_result(result.id, timeout=30) == 0.01
 
 
 def test_a_coroutine_can_send_a_task(executions):
@@ -189,28 +189,28 @@ def test_a_task_that_ignores_its_result_is_recorded_without_one():
     assert finished(result).state == "SUCCESS"
     assert not TaskResult.objects.filter(task_id=result.id).exists()
     assert AsyncResult(result.id).state == "PENDING", "as with Celery"
-    assert client.get_result(result.id, timeout=5) is None
+    assert client.get_result(result.id, timeout=30) is None
 
 
 def test_a_hard_time_limit_is_one_failure_that_names_it():
     result = client.submit("sample.time_limited")
     with pytest.raises(TimeLimitExceeded):
-        client.get_result(result.id, timeout=10)
+        client.get_result(result.id, timeout=30)
     assert (record_of(result).state, record_of(result).attempt) == ("FAILURE", 1)
-    assert client.get_result(client.submit("sample.echo", [1]).id, timeout=10) == 1
+    assert client.get_result(client.submit("sample.echo", [1]).id, timeout=30) == 1
 
 
 def test_a_countdown_runs_once_after_its_time(executions):
     tag, start = str(uuid4()), time.monotonic()
     record = finished(count.apply_async([tag], countdown=1.5))
-    assert 1.5 <= time.monotonic() - start < 4
+    assert 1.5 <= time.monotonic() - start < 10  # mostly less than two
     assert record.started_at >= record.eta
     assert executions(tag) == 1
 
 
 def test_an_id_of_ones_own_is_kept():
     result = client.submit("sample.echo", ["x"], task_id=f"order 7/ü {uuid4()}")
-    assert client.get_result(result.id, timeout=10) == "x"
+    assert client.get_result(result.id, timeout=30) == "x"
     assert record_of(result).state == "SUCCESS"
 
 
@@ -240,7 +240,7 @@ def test_a_task_revoked_while_it_waits_never_runs(executions):
     finished(echo.apply_async(["later than both"], countdown=1.2))
     assert executions(tag) == 0
     with pytest.raises(TaskRevokedError):
-        client.get_result(waiting.id, timeout=5)
+        client.get_result(waiting.id, timeout=30)
 
 
 def test_a_running_task_is_terminated_on_request():
@@ -248,18 +248,18 @@ def test_a_running_task_is_terminated_on_request():
     eventually(lambda: record_of(result).state == "STARTED")
     client.revoke(result.id, terminate=True)
     assert finished(result).state == "REVOKED"
-    assert client.get_result(client.submit("sample.echo", [1]).id, timeout=10) == 1
+    assert client.get_result(client.submit("sample.echo", [1]).id, timeout=30) == 1
 
 
 def test_a_revoke_of_a_finished_task_changes_nothing():
     result = client.submit("sample.echo", [1])
     finished(result)
     assert client.revoke(result.id) == "SUCCESS"
-    assert client.get_result(result.id, timeout=5) == 1
+    assert client.get_result(result.id, timeout=30) == 1
 
 
 def test_what_expired_before_it_was_started_is_revoked():
-    record = finished(echo.apply_async(["x"], countdown=60, expires=timezone.now()), timeout=5)
+    record = finished(echo.apply_async(["x"], countdown=60, expires=timezone.now()))
     assert (record.state, record.exc_message, record.attempt) == ("REVOKED", "expired", 0)
 
 
@@ -281,7 +281,7 @@ def test_a_task_of_a_foreign_producer_is_adopted():
     with Celery(broker=app.conf.broker_url, set_as_current=False) as foreign:
         sent = foreign.send_task("sample.echo", ["hello"], queue="celery_queue")
     finished(sent)
-    assert client.get_result(sent.id, timeout=10) == "hello"
+    assert client.get_result(sent.id, timeout=30) == "hello"
     assert (record_of(sent).state, record_of(sent).args, record_of(sent).queue) == (
         "SUCCESS",
         ["hello"],
@@ -302,10 +302,10 @@ def test_an_id_that_was_never_recorded_is_told_apart_from_a_waiting_one(task_id)
 
 
 def test_async_result_goes_on_working():
-    result = sleep.delay(0.5)
+    result = sleep.delay(2)
     eventually(lambda: client.get_status(result.id) == "STARTED")
     assert AsyncResult(result.id).state == "PENDING", "as with Celery, whose task_track_started is off"
-    assert AsyncResult(result.id).get(timeout=10) == 0.5
+    assert AsyncResult(result.id).get(timeout=30) == 2
 
 
 def test_tasks_submitted_while_no_worker_is_up_run_when_one_comes():
@@ -319,4 +319,4 @@ def test_tasks_submitted_while_no_worker_is_up_run_when_one_comes():
 def test_a_worker_alone_publishes_what_a_submitter_left():
     record = app.build_record("sample.echo", ["left"])
     TaskRecord.objects.insert([record])
-    assert client.get_result(record.task_id, timeout=10) == "left"
+    assert client.get_result(record.task_id, timeout=30) == "left"

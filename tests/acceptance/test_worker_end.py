@@ -26,7 +26,7 @@ def test_a_terminated_run_keeps_its_worker_from_ending_by_no_signal(name):
         begin = time.monotonic()
         worker.process.send_signal(signal.SIGTERM)
         assert worker.process.wait(60) == 0
-        assert time.monotonic() - begin < 5
+        assert time.monotonic() - begin < 20, "it waited for the run, up to WORKER_SHUTDOWN_GRACE"
 
 
 @pytest.mark.parametrize("terminate", [False, True])

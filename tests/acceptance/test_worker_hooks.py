@@ -14,10 +14,10 @@ def test_children_connect_at_start_run_the_hooks_and_let_go_at_the_end(committed
         eventually(lambda: worker.said().count("sample hook: child started") == 2)
         backends = eventually(lambda: len(sessions("hooked")) >= 3 and sessions("hooked"), what="two children, a relay")
         assert len(backends) == len(set(backends))
-        pid = CeleryClient(queue="hooked").submit("sample.pid").get(timeout=10)
+        pid = CeleryClient(queue="hooked").submit("sample.pid").get(timeout=30)
         os.kill(pid, signal.SIGKILL)
         eventually(lambda: worker.said().count("sample hook: child started") == 3, what="a new child, with its hooks")
-        assert CeleryClient(queue="hooked").submit("sample.pid").get(timeout=10) != pid
+        assert CeleryClient(queue="hooked").submit("sample.pid").get(timeout=30) != pid
         assert worker.stop() == 0
         assert worker.said().count("sample hook: child ended") == 2
     eventually(lambda: not sessions("hooked"))
