@@ -16,6 +16,7 @@ from scheduling_app.ledger import backfill, firing
 from scheduling_app.ledger.backfill import BackfillError, DueTime
 from scheduling_app.ledger.policies import Run
 from scheduling_app.models import Backfill, Schedule, ScheduleRun
+from scheduling_app.sources.fields import COLUMNS
 from scheduling_app.timing.kinds import TimingError
 from tasks_app import moments
 from tasks_app.history import log
@@ -31,8 +32,6 @@ class Missed(TextChoices):
 
 #: How many are run by hand, or copied, at once, at most.
 MOST_RUNS = 500
-#: What people say of a schedule; the rest is what schedulers write.
-_DEFINED = [each.attname for each in Schedule._meta.concrete_fields if each.editable and not each.primary_key]
 
 
 @transaction.atomic
@@ -85,7 +84,7 @@ def duplicate(schedules: QuerySet[Schedule], user: AbstractBaseUser) -> list[Sch
     """Copies of them, paused, each with a name of its own; what is declared in code is not so in its copy."""
     copies = []
     for schedule in schedules[:MOST_RUNS]:
-        defined = {name: getattr(schedule, name) for name in _DEFINED}
+        defined = {column.attname: getattr(schedule, column.attname) for column in COLUMNS.values()}
         row = Schedule(**defined | {"name": _free_name(schedule.name), "enabled": False})
         copies += Schedule.objects.bulk_create([row])  # not asked whether it is at fault: its original may be
         log(user, copies[-1:], f"Copied from {schedule.name}.")

@@ -19,19 +19,16 @@ from celery import Task
 from django.apps import apps
 
 from scheduling_app.models import Schedule
+from scheduling_app.sources.fields import COLUMNS, all_but
 from scheduling_app.sources.rules import ScheduleRefused, complaints
 from scheduling_app.timing.kinds import TimingError, parse_every
 from tasks_app import moments
 
-_FIELDS = {
-    each.name: each
-    for each in Schedule._meta.concrete_fields
-    if each.editable and not each.primary_key and each.name != "enabled"
-}
+_FIELDS = {name: column for name, column in COLUMNS.items() if name != "enabled"}
 #: The fields of a schedule with an `owner` that are its code's: people's changes of them would not last.
 CODE_FIELDS: Sequence[str] = tuple(_FIELDS)
 #: What may be said of a schedule besides its name, its task and when it fires.
-OPTIONS = _FIELDS.keys() - {"name", "task", "kind", "unit", "cron", "every", "run_at"}
+OPTIONS = all_but(("enabled", "name", "task", "kind", "unit", "cron", "every", "run_at"))
 
 
 class DeclarationError(ScheduleRefused):

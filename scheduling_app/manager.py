@@ -17,11 +17,15 @@ from django.db import Error
 
 from scheduling_app.jobstore import POLL, ScheduleJobStore, timing_fields
 from scheduling_app.models import CHANGED_CHANNEL, Schedule
+from scheduling_app.sources.fields import FIELDS, Part, all_but, names
 from scheduling_app.sources.rules import ScheduleRefused, check
 from scheduling_app.timing.kinds import Cron, Date, Interval, Timing, parse_every
 from tasks_app import moments
 from tasks_app.notify import Listener
 from tasks_app.relay.loop import Relay
+
+#: What may be said of a schedule besides its name, its task and when it fires; catching up is APScheduler's `coalesce`.
+_OPTIONS = all_but(("name", "task", "catch_up", "blackout", "blackout_action", *names(Part.TIMING)))
 
 
 class ApsSchedulerManager:
@@ -113,7 +117,7 @@ class ApsSchedulerManager:
         Raises ScheduleError, JobLookupError.
         """
         stored = self._existing(job_id).get()
-        _check_names(changes, {each.name for each in Schedule._meta.concrete_fields if each.editable})
+        _check_names(changes, FIELDS)
         changed = copy(stored)
         for name, value in changes.items():
             setattr(changed, name, value)
@@ -146,16 +150,10 @@ class ApsSchedulerManager:
         self._listener.close()
 
 
-def _fields(
-    task: Task | str,
-    options: Mapping[str, Any],
-) -> dict[str, Any]:
+def _fields(task: Task | str, options: Mapping[str, Any]) -> dict[str, Any]:
     options = dict(options)
     coalesce = options.pop("coalesce")
-    known = {"args", "kwargs", "queue", "priority", "expires_after", "enabled", "description"}
-    known |= {"jitter", "max_instances", "misfire_grace_time", "overlap", "pause_after_failures", "max_runs"}
-    known |= {"headers", "due_kwarg", "soft_time_limit", "time_limit", "max_retries", "retry_backoff"}
-    _check_names(options, known)
+    _check_names(options, _OPTIONS)
     unlimited = options["max_instances"] is None
     return (
         {"overlap": Schedule.Overlap.ALLOW if unlimited else Schedule.Overlap.SKIP}

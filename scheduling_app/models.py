@@ -236,18 +236,8 @@ class Schedule(models.Model):
     def save(self, *args, update_fields=None, **kwargs):
         """A save of an existing row leaves alone what schedulers write: a form may hold values from before they did."""
         if update_fields is None and not self._state.adding:
-            own = {
-                "next_fire_at",
-                "changed_at",
-                "last_fire_at",
-                "fired_count",
-                "switched_at",
-                "note",
-                "problem",
-                "missed",
-            }
-            own |= {"created_at", "id"}
-            update_fields = [field.name for field in self._meta.concrete_fields if field.name not in own]
+            fields = [field for field in self._meta.concrete_fields if not field.primary_key]
+            update_fields = [field.name for field in fields if field.editable or field.name == "owner"]
         super().save(*args, update_fields=update_fields, **kwargs)
 
     @property

@@ -16,86 +16,42 @@ from django.utils.html import format_html
 
 from scheduling_app.form_fields import ArgumentsField, WallTimeField, placed, wall
 from scheduling_app.models import Calendar, Schedule, default_timezone
-from scheduling_app.pages.preview import Preview, label_of, preview_of
-from scheduling_app.pages.sentences import sentences
+from scheduling_app.pages.preview import Preview, preview_of
 from scheduling_app.signatures import parameters_of, registered_tasks
-from scheduling_app.sources.rules import (
-    BLANK,
-    MOST_JITTER,
-    TIMING,
-    Complaint,
-    call_complaints,
-    past_complaint,
-    policy_complaints,
-)
+from scheduling_app.sources.fields import FIELDS, Field, Part, label_of, names, rule_complaints, sentences
+from scheduling_app.sources.rules import BLANK, TIMING, Complaint, call_complaints, past_complaint
 from scheduling_app.timing import clocks
 from scheduling_app.timing.kinds import Timing, TimingError
 from tasks_app import moments
 from tasks_app.conf import APPS_SETTING, conf
-from tasks_app.guard import LONGEST_BACKOFF
 from tasks_app.recording import current_app
 
 Kind = Schedule.Kind
 
-#: The fields that only some kinds of timing have.
-KINDS_OF = {
-    "cron": [Kind.CRON],
-    "every": [Kind.INTERVAL],
-    "unit": [Kind.INTERVAL],
-    "run_at": [Kind.DATE],
-    "start_at": [Kind.CRON, Kind.INTERVAL],
-    "end_at": [Kind.CRON, Kind.INTERVAL],
-    "max_runs": [Kind.CRON, Kind.INTERVAL],
-}
-#: What a field holds that does not apply; any other None.
-CLEARED = {
-    "cron": "",
-    "unit": Schedule.Unit.MINUTES,
-    "max_instances": 1,
-    "blackout_action": Schedule.BlackoutAction.SKIP,
-}
-#: The rest of what the preview tells about.
-POLICIES = (
-    *("due_kwarg", "jitter", "max_runs", "blackout", "blackout_action"),
-    *("expires_after", "soft_time_limit", "time_limit"),
-    *("catch_up", "misfire_grace_time", "overlap", "max_instances"),
-    *("max_retries", "retry_backoff", "pause_after_failures"),
-)
 
-
-def number(**kwargs) -> forms.IntegerField:
+def number(field: Field) -> forms.IntegerField:
     """A field of a whole number, or blank."""
-    return forms.IntegerField(**{"required": False, "min_value": 1, **kwargs})
+    initial = field.column.get_default()
+    return forms.IntegerField(required=False, min_value=field.least, max_value=field.most, initial=initial)
 
 
 class PlanForm(forms.ModelForm):
     """When a schedule fires, and by which policies. Once valid, `timing` is what the schedulers go by."""
 
-    run_at = WallTimeField(required=False, help_text="In its time zone.")
+    run_at = WallTimeField(required=False)
     timezone = forms.CharField(
         max_length=64,
         initial=default_timezone,
-        help_text="Such as Europe/Berlin.",
         widget=forms.TextInput(attrs={"list": "zones", "spellcheck": "false", "autocomplete": "off"}),
     )
-    start_at = WallTimeField(required=False, help_text="An interval counts from it.")
-    end_at = WallTimeField(required=False, help_text="Both in its time zone.")
-    jitter = number(min_value=0, max_value=MOST_JITTER, initial=0, help_text="Seconds later, at most.")
-    max_runs = number(help_text="Blank: no end.")
+    start_at = WallTimeField(required=False)
+    end_at = WallTimeField(required=False)
     blackout = forms.ModelChoiceField(Calendar.objects, required=False, empty_label="Any time is fine")
     blackout_action = forms.ChoiceField(choices=Schedule.BlackoutAction, required=False)
-    expires_after = number(help_text="Seconds.")
-    soft_time_limit = number(help_text="Seconds.")
-    time_limit = number(help_text="Seconds.")
-    misfire_grace_time = number(initial=3600, help_text="Seconds. Blank: any.")
-    max_instances = number(initial=1)
-    max_retries = number(help_text="Blank: as its task does.")
-    retry_backoff = number(min_value=0, max_value=LONGEST_BACKOFF, help_text="Seconds.")
-    pause_after_failures = number(help_text="In a row. Blank: never.")
 
     class Meta:
         model = Schedule
-        fields = [*TIMING, *POLICIES]
+        fields = names(Part.TIMING, Part.POLICY)
         widgets = {
             "kind": forms.RadioSelect,
             "cron": forms.TextInput(
@@ -105,21 +61,25 @@ class PlanForm(forms.ModelForm):
                 attrs={"spellcheck": "false", "autocomplete": "off", "placeholder": "scheduled_for"}
             ),
         }
-        help_texts = {
-            "cron": "Minute, hour, day of month, month, day of week (0 and 7 are Sunday). Six fields: seconds first.",
-            "due_kwarg": "The argument by which the task is given its due time.",
-            "catch_up": "Of those that passed while no scheduler ran.",
-        }
 
     def __init__(self, *args, now: datetime | None = None, **kwargs):
         super().__init__(*args, **{"label_suffix": "", **kwargs})
         self.now = now or moments.now()
         self.timing: Timing | None = None
-        for name, field in self.fields.items():
-            field.label = label_of(name)
-            field.disabled = bool(self.instance.owner) and name != "enabled"
-            if isinstance(field, WallTimeField) and isinstance(self.initial.get(name), datetime):
+        for name in self.fields:
+            self._describe(FIELDS[name])
+            if isinstance(self.fields[name], WallTimeField) and isinstance(self.initial.get(name), datetime):
                 self.initial[name] = wall(self.initial[name], self.initial["timezone"])
+
+    def _describe(self, described: Field) -> None:
+        """Make a field of the form what the table says of it."""
+        if described.least is not None:
+            self.fields[described.name] = number(described)
+        field = self.fields[described.name]
+        field.label, field.help_text = label_of(described.name), described.help
+        field.disabled = bool(self.instance.owner) and described.name != "enabled"
+        if described.only_if:
+            field.widget.attrs["data-only-if"] = described.only_if.as_json()
 
     @property
     def timing_changed(self) -> bool:
@@ -127,7 +87,7 @@ class PlanForm(forms.ModelForm):
 
     def preview(self) -> Preview:
         """What a schedule would do as the form now says, or of what it was opened with."""
-        shown = [name for name in (*TIMING, *POLICIES) if name in self.errors]
+        shown = [name for name in names(Part.TIMING, Part.POLICY) if name in self.errors]
         errors = {name: [str(each) for each in self.errors[name]] for name in shown}
         schedule = copy(self.instance)  # which has what is valid
         if not schedule.pk:
@@ -152,7 +112,7 @@ class PlanForm(forms.ModelForm):
     def clean(self):
         super().clean()
         self._clear_what_does_not_apply()
-        self._complain(policy_complaints(self._given()))
+        self._complain(rule_complaints(self._given()))
         if self.cleaned_data.get("kind"):
             self._place_times()
             if self.errors.keys().isdisjoint(TIMING):
@@ -169,16 +129,10 @@ class PlanForm(forms.ModelForm):
 
     def _clear_what_does_not_apply(self) -> None:
         given = self.cleaned_data
-        cleared = [name for name, kinds in KINDS_OF.items() if given.get("kind") and given["kind"] not in kinds]
-        if given.get("overlap") == Schedule.Overlap.ALLOW:
-            cleared.append("max_instances")
-        if "blackout" in given and given["blackout"] is None:
-            cleared.append("blackout_action")
-        if "max_retries" in given and not given["max_retries"]:
-            cleared.append("retry_backoff")
-        for name in cleared:
-            self.errors.pop(name, None)
-            given[name] = CLEARED.get(name)
+        for name, field in FIELDS.items():
+            if field.only_if and not field.only_if.holds(given):
+                self.errors.pop(name, None)
+                given[name] = field.column.get_default()
 
     def _place_times(self) -> None:
         """Give the typed wall times their zone."""
@@ -219,15 +173,13 @@ class ScheduleForm(PlanForm):
     """All of a schedule, as people define it. One that is declared in code can be switched on and off here, no more."""
 
     task = forms.ChoiceField()
-    args = ArgumentsField(list, help_text="A JSON list.")
-    kwargs = ArgumentsField(dict, help_text="A JSON object.")
-    headers = ArgumentsField(dict, help_text="A JSON object: headers of the message, besides Celery's own.")
+    args = ArgumentsField(list)
+    kwargs = ArgumentsField(dict)
+    headers = ArgumentsField(dict)
     queue = forms.ChoiceField(required=False)
-    priority = forms.IntegerField(required=False, min_value=0, max_value=9)
 
     class Meta(PlanForm.Meta):
-        what = ("name", "description", "task", "args", "kwargs", "headers", "queue", "priority", "enabled")
-        fields = [*what, *PlanForm.Meta.fields]
+        fields = names(*Part)
         widgets = PlanForm.Meta.widgets | {"description": forms.Textarea(attrs={"rows": 1})}
 
     def __init__(self, *args, **kwargs):

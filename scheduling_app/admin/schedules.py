@@ -17,6 +17,7 @@ from scheduling_app.form_fields import zones
 from scheduling_app.ledger.marks import runs_of
 from scheduling_app.models import Calendar, Schedule, ScheduleRun
 from scheduling_app.pages.forms import ResumeForm
+from scheduling_app.sources.fields import GROUPS
 from scheduling_app.states import STATE_WORDS, STATES, ScheduleRow, rows_of
 
 #: Runs shown below a schedule's form; its own page has all of them.
@@ -63,31 +64,7 @@ class ScheduleAdmin(admin.ModelAdmin):
     """Here schedules are made and edited; what they did is on their own pages."""
 
     form = ScheduleForm
-    fieldsets = [
-        ("What", {"fields": ["name", "enabled", "description", "task", "args", "kwargs", "due_kwarg"]}),
-        (
-            "When",
-            {
-                "fields": [
-                    *("kind", "cron", "every", "unit", "run_at", "timezone", "jitter", "max_runs"),
-                    *("start_at", "end_at", "blackout", "blackout_action"),
-                ]
-            },
-        ),
-        (
-            "How it runs",
-            {"fields": ["queue", "priority", "expires_after", "soft_time_limit", "time_limit", "headers"]},
-        ),
-        (
-            "If something goes wrong",
-            {
-                "fields": [
-                    *("catch_up", "misfire_grace_time", "overlap", "max_instances"),
-                    *("max_retries", "retry_backoff", "pause_after_failures"),
-                ]
-            },
-        ),
-    ]
+    fieldsets = [(title, {"fields": [field.name for field in group]}) for title, group in GROUPS.items()]
     list_display = ["state", "name", "timing", "next_run", "last_run", "last_outcomes"]
     list_display_links = ["name"]
     list_filter = [StateFilter, "enabled", "kind", "task"]

@@ -1,6 +1,7 @@
 from django.db import migrations
 
-# Whatever changes a schedule (the admin, QuerySet.update(), SQL), a scheduler learns of it from here.
+# Whatever changes a schedule (the admin, QuerySet.update(), SQL), a scheduler learns of it from here. (This is how it
+# began: as it is now, it stands in ledger/trigger.sql.)
 TRIGGER = """
 CREATE FUNCTION scheduling_app_schedule_changed() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN

@@ -11,7 +11,7 @@ from django.db import migrations, models
 before = import_module("scheduling_app.migrations.0002_notify_changes")
 
 # As 0002 has it, and: since when it is on, or paused; a resumed one needs no note any more; a higher `max_runs` counts;
-# a time that was due, and that no scheduler had come to yet, has its row all the same.
+# a time that was due, and that no scheduler had come to yet, has its row all the same. (Since 0005: ledger/trigger.sql.)
 TRIGGER = """
 CREATE OR REPLACE FUNCTION scheduling_app_schedule_changed() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN

@@ -1,3 +1,6 @@
+from importlib import import_module
+from importlib.resources import files
+
 from django.db import migrations, models
 
 # What no scheduler and no page could read, decide by, or count on is refused, by whatever road it comes: no row that
@@ -53,40 +56,12 @@ def _statements() -> tuple[list[str], list[str]]:
     return [*mend, *refuse], undo
 
 
-# As 0003 has it, and: what was planned when a schedule is paused or edited is kept, so that a scheduler can tell of each
-# time that was missed by then, by the timing that stood.
-TRIGGER = """
-CREATE OR REPLACE FUNCTION scheduling_app_schedule_changed() RETURNS trigger LANGUAGE plpgsql AS $$
-BEGIN
-    NEW.changed_at := clock_timestamp();
-    NEW.next_fire_at := NULL;
-    NEW.problem := '';
-    IF TG_OP = 'INSERT' OR OLD.enabled <> NEW.enabled THEN
-        NEW.switched_at := NEW.changed_at;
-    END IF;
-    IF NEW.enabled THEN
-        NEW.note := '';
-    END IF;
-    IF TG_OP = 'UPDATE' AND OLD.enabled AND OLD.next_fire_at <= NEW.changed_at THEN
-        NEW.missed := jsonb_build_object(
-            'kind', OLD.kind, 'cron', OLD.cron, 'every', OLD.every, 'unit', OLD.unit, 'run_at', OLD.run_at,
-            'timezone', OLD.timezone, 'start_at', OLD.start_at, 'end_at', OLD.end_at, 'created_at', OLD.created_at,
-            'first', OLD.next_fire_at, 'until', NEW.changed_at, 'is_paused', NOT NEW.enabled
-        );
-        INSERT INTO scheduling_app_schedulerun (schedule_id, scheduled_for, fired_at, outcome, reason, detail) VALUES (
-            OLD.id, OLD.next_fire_at, NEW.changed_at, 'skipped', 'misfire',
-            CASE WHEN NEW.enabled THEN 'Its timing was changed' ELSE 'It was paused' END || ' before it fired.'
-        ) ON CONFLICT (schedule_id, scheduled_for) DO NOTHING;
-    END IF;
-    PERFORM pg_notify('schedules_changed', '');
-    RETURN NEW;
-END $$;
-"""
+# What was planned when a schedule is paused or edited is kept, so that a scheduler can tell of each time that was missed
+# by then, by the timing that stood.
+TRIGGER = files("scheduling_app.ledger").joinpath("trigger.sql").read_text("utf-8")
 
 
 def _before() -> str:
-    from importlib import import_module
-
     trigger = import_module("scheduling_app.migrations.0003_policies").TRIGGER
     return trigger[: trigger.index("DROP TRIGGER")]
 

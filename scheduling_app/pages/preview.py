@@ -9,40 +9,13 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from scheduling_app.models import Schedule
-from scheduling_app.pages.sentences import Sentence, sentences
+from scheduling_app.sources.fields import Sentence, label_of, sentences
 from scheduling_app.sources.rules import TIMING
 from scheduling_app.timing.blackout import Blackout
 from scheduling_app.timing.kinds import PreviewTime, Timing, TimingError, jittered, preview
 
 #: How many coming times are previewed.
 PREVIEWED = 10
-#: What people call a field, where that is not its own name.
-LABELS = {
-    "enabled": "On",
-    "args": "Arguments",
-    "kwargs": "Keyword arguments",
-    "due_kwarg": "Due time as",
-    "timezone": "Time zone",
-    "start_at": "From",
-    "end_at": "Until",
-    "max_runs": "Runs at most",
-    "blackout": "Not during",
-    "blackout_action": "A time within it",
-    "expires_after": "Expires after",
-    "soft_time_limit": "Soft time limit",
-    "time_limit": "Time limit",
-    "catch_up": "After missed times",
-    "misfire_grace_time": "Late by at most",
-    "overlap": "If a run is unfinished",
-    "max_instances": "Unfinished at most",
-    "max_retries": "Retries",
-    "retry_backoff": "Wait before",
-    "pause_after_failures": "Pause after failures",
-}
-
-
-def label_of(name: str) -> str:
-    return LABELS.get(name) or name.replace("_", " ").capitalize()
 
 
 @dataclass(frozen=True)

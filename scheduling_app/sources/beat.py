@@ -17,6 +17,7 @@ from django.conf import settings
 
 from scheduling_app.json_text import JSONTextError, read_json
 from scheduling_app.models import Schedule
+from scheduling_app.sources.fields import Part, names
 from scheduling_app.sources.found import Found, Over, Refused, check
 from scheduling_app.sources.rules import queue_notes
 from scheduling_app.timing.kinds import MICROSECOND
@@ -32,10 +33,7 @@ _COLUMNS = {
     "day_of_week": (Field.DOW, 7),
 }
 #: What a periodic task says of a schedule, besides its name and whether it is on.
-BEAT_FIELDS = (
-    *("description", "task", "args", "kwargs", "headers", "queue", "priority", "expires_after", "max_runs"),
-    *("kind", "cron", "every", "unit", "run_at", "timezone", "start_at", "end_at"),
-)
+BEAT_FIELDS = (*({*names(Part.CALL, Part.TIMING)} - {"name", "enabled"}), "expires_after", "max_runs")
 
 
 def from_periodic_task(task: Any, now: datetime) -> Found:

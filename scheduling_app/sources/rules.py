@@ -11,22 +11,19 @@ from django.db import models
 
 from scheduling_app.json_text import DEEPEST, LONGEST_JSON
 from scheduling_app.models import Schedule
-from scheduling_app.signatures import OWN_HEADERS, arguments_of, header_fault, misfit, registered_tasks
+from scheduling_app.signatures import arguments_of, misfit, registered_tasks
+from scheduling_app.sources.fields import COLUMNS, Part, names, rule_complaints
 from scheduling_app.timing import clocks
 from scheduling_app.timing.clocks import ScheduleError, TimingError
 from tasks_app.conf import APPS_SETTING, QUEUES_SETTING
 from tasks_app.exceptions import InvalidSubmission
-from tasks_app.guard import LONGEST_BACKOFF
-from tasks_app.publishing import GEN_HEADER
 from tasks_app.recording import current_app
 from tasks_app.storable import dump_json, printable
 
-#: Seconds in a day: more jitter than that is a mistake.
-MOST_JITTER = 86_400
 BLANK = "This field cannot be blank."
 UNSTORABLE = "It has a character that Postgres cannot hold."
 #: The fields that decide about the times.
-TIMING = ("kind", "cron", "every", "unit", "run_at", "timezone", "start_at", "end_at")
+TIMING = names(Part.TIMING)
 _SHAPES: dict[str, type] = {"args": list, "kwargs": dict, "headers": dict}
 #: What a value must be for a field, and how people call that.
 _TYPES: Sequence[tuple[type[models.Field], type, str]] = (
@@ -35,7 +32,6 @@ _TYPES: Sequence[tuple[type[models.Field], type, str]] = (
     (models.CharField, str, "a text"),
     (models.TextField, str, "a text"),
 )
-_FIELDS = {each.name: each for each in Schedule._meta.concrete_fields if each.editable and not each.primary_key}
 _NOT_GIVEN = [field.name for field in Schedule._meta.fields if not field.editable]
 _SOME_TIME = datetime(2000, 1, 1, tzinfo=UTC)
 
@@ -67,7 +63,7 @@ def complaints(schedule: Schedule, stored_task: str = "") -> list[Complaint]:
     """
     if found := field_complaints(schedule):
         return found
-    found = [*policy_complaints(schedule), *call_complaints(schedule, stored_task)]
+    found = [*rule_complaints(schedule), *call_complaints(schedule, stored_task)]
     try:
         schedule.timing()
     except TimingError as error:
@@ -98,7 +94,7 @@ def past_complaint(schedule: Schedule, stored: Schedule | None, now: datetime) -
 
 def _value_complaints(schedule: Schedule) -> Iterator[Complaint]:
     """What is wrong with the values by themselves."""
-    for name, field in _FIELDS.items():
+    for name, field in COLUMNS.items():
         value = getattr(schedule, field.attname)
         if name in _SHAPES:
             said = _json_complaint(value, _SHAPES[name])
@@ -161,22 +157,6 @@ def _is_deeper(value: Any, most: int) -> bool:
 
 def _is_finite(value: Any) -> bool:
     return math.isfinite(value) if isinstance(value, float) else all(map(_is_finite, _inner(value)))
-
-
-def policy_complaints(schedule: Schedule) -> list[Complaint]:
-    """What is wrong with its limits and its headers."""
-    found, soft, hard = [], schedule.soft_time_limit, schedule.time_limit
-    if soft and hard and soft >= hard:
-        found.append(("soft_time_limit", f"Must be below the time limit, {hard} s: at that the run is killed."))
-    if schedule.jitter > MOST_JITTER:
-        found.append(("jitter", f"Must be {MOST_JITTER} s at most, which is a day."))
-    if (schedule.retry_backoff or 0) > LONGEST_BACKOFF:
-        found.append(("retry_backoff", f"Must be {LONGEST_BACKOFF} s at most."))
-    if taken := sorted({*OWN_HEADERS, GEN_HEADER} & schedule.headers.keys()):
-        found.append(("headers", f"{', '.join(taken)}: set by Celery or the console itself. Use another name."))
-    elif said := header_fault(schedule.headers):
-        found.append(("headers", said))
-    return found
 
 
 def call_complaints(schedule: Schedule, stored_task: str) -> list[Complaint]:

@@ -4,7 +4,7 @@
 because cronsim's ticks along the real clock: started inside the second pass of a repeated hour it can
 answer with a time in the past, where a gap swallows two times it answers the same one twice, and it takes
 the day that Apia skipped for a very long DST gap. Ours never ticks: it knows wall times only, as if clocks
-never changed. What becomes of those is for `triggers` to ask of `clocks`.
+never changed. What becomes of those is for `kinds` to ask of `clocks`.
 
 crontab(5) defines a step after a range or `*` only. After a single number cronsim's reading holds: from
 there to the end of the field, so that 5/10 as a minute is 5-59/10.

@@ -4,24 +4,11 @@
 "use strict";
 
 (() => {
-  const APPLIES = {
-    cron: (value) => value("kind") === "cron",
-    every: (value) => value("kind") === "interval",
-    unit: (value) => value("kind") === "interval",
-    run_at: (value) => value("kind") === "date",
-    start_at: (value) => value("kind") !== "date",
-    end_at: (value) => value("kind") !== "date",
-    max_runs: (value) => value("kind") !== "date",
-    blackout_action: (value) => value("blackout") !== "",
-    max_instances: (value) => value("overlap") !== "allow",
-    retry_backoff: (value) => Number(value("max_retries")) > 0,
-  };
-
   const showFields = (form) => {
-    const value = (name) => form.elements[name]?.value;
-    for (const [name, applies] of Object.entries(APPLIES)) {
-      const field = form.querySelector(`.schedule-field.field-${name}`);
-      if (field) field.hidden = !applies(value);
+    for (const element of form.querySelectorAll("[data-only-if]")) {
+      const { field, values, negated } = JSON.parse(element.dataset.onlyIf);
+      const holds = values.includes(form.elements[field]?.value) !== negated;
+      element.closest(".schedule-field").hidden = !holds;
     }
   };
 

@@ -393,6 +393,13 @@ def test_what_is_due_and_not_fired_yet_is_left_to_the_schedulers():
     assert due_times(Schedule.objects.get(pk=schedule.pk), now - 3 * MINUTE, now) == []
 
 
+def test_a_range_ends_right_before_the_first_time_that_the_schedulers_are_to_fire():
+    schedule = passed("", "", "", "", "")
+    Schedule.objects.filter(pk=schedule.pk).update(next_fire_at=schedule.start_at + 3 * MINUTE, changed_at=None)
+    schedule.refresh_from_db()
+    assert minutes(schedule, [ScheduleRun(scheduled_for=each.at) for each in range_of(schedule)]) == [0, 1, 2]
+
+
 def test_one_that_may_run_nothing_is_not_finished_while_something_waits():
     """As SQL may have it; a larger number, by the same road, lets it go on."""
     each = start(passed(""))

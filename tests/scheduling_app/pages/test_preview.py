@@ -9,7 +9,7 @@ from django.utils import timezone
 from scheduling_app.ledger import firing
 from scheduling_app.models import Calendar, Schedule, ScheduleRun, Window
 from scheduling_app.pages.preview import PREVIEWED, preview_of
-from scheduling_app.pages.sentences import sentences
+from scheduling_app.sources.fields import sentences
 from tasks_app.models import TaskRecord
 from tests.scheduling_app.admin.test_schedules import make
 

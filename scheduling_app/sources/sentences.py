@@ -1,7 +1,9 @@
-"""What a schedule's policies will do, in a sentence each: in the form, while one types, and on its page."""
+"""What each policy of a schedule will do, in a sentence: in the form, while one types, and on its page.
+
+"" where the schedule has not that policy. Which fields say so, and in which order they are told, is in `fields`.
+"""
 
 from datetime import timedelta
-from typing import NamedTuple
 
 from scheduling_app.models import Schedule
 from tasks_app.guard import LONGEST_BACKOFF
@@ -9,45 +11,7 @@ from tasks_app.guard import LONGEST_BACKOFF
 CatchUp, Overlap = Schedule.CatchUp, Schedule.Overlap
 
 
-class Sentence(NamedTuple):
-    """What a policy will do, and which of the schedule's fields say so."""
-
-    name: str
-    text: str
-    fields: tuple[str, ...]
-
-
-def sentences(schedule: Schedule) -> list[Sentence]:
-    """Of the policies that always say something, and of those that the schedule has."""
-    found = [
-        Sentence("Missed times", _missed(schedule), ("catch_up", "misfire_grace_time")),
-        Sentence("Overlap", _overlap(schedule), ("overlap", "max_instances")),
-        Sentence("Expiry", _expiry(schedule), ("expires_after", "misfire_grace_time")),
-    ]
-    if limits := _limits(schedule):
-        found.append(Sentence("Time limits", limits, ("soft_time_limit", "time_limit")))
-    if schedule.max_retries:
-        found.append(Sentence("Retries", _retries(schedule, schedule.max_retries), ("max_retries", "retry_backoff")))
-    if schedule.pause_after_failures:
-        times = schedule.pause_after_failures
-        which = "When its last run has failed" if times == 1 else f"When its last {times} runs have all failed"
-        text = f"{which}, it pauses itself at its next time, and says why."
-        found.append(Sentence("Failures", text, ("pause_after_failures",)))
-    if schedule.blackout is not None:
-        moved = schedule.blackout_action == Schedule.BlackoutAction.DEFER
-        what = "runs when the window ends" if moved else "is skipped"
-        text = f"A time within a window of the calendar {schedule.blackout} {what}."
-        found.append(Sentence("Blackout", text, ("blackout", "blackout_action")))
-    if schedule.max_runs:
-        text = f"It is finished when it has fired {_times(schedule.max_runs)}; runs by hand do not count."
-        found.append(Sentence("End", text, ("max_runs",)))
-    if schedule.due_kwarg:
-        text = f"Its task is given the due time as {schedule.due_kwarg}, such as 2026-03-01T09:00:00+00:00."
-        found.append(Sentence("Due time", text, ("due_kwarg",)))
-    return found
-
-
-def _missed(schedule: Schedule) -> str:
+def missed(schedule: Schedule) -> str:
     grace = schedule.misfire_grace_time
     late = f"at most {_span(grace)} late" if grace else "however late it is"
     match schedule.catch_up:
@@ -58,7 +22,7 @@ def _missed(schedule: Schedule) -> str:
     return f"After a downtime, only the latest of the missed times runs, {late}."
 
 
-def _overlap(schedule: Schedule) -> str:
+def overlap(schedule: Schedule) -> str:
     limit = schedule.max_instances
     while_ = "While an earlier run is unfinished" if limit == 1 else f"While {limit} earlier runs are unfinished"
     match schedule.overlap:
@@ -73,7 +37,7 @@ def _overlap(schedule: Schedule) -> str:
     return "It runs at each of its times, whatever earlier runs do."
 
 
-def _expiry(schedule: Schedule) -> str:
+def expiry(schedule: Schedule) -> str:
     if schedule.expires_after:
         return f"A run that no worker has started within {_span(schedule.expires_after)} is revoked."
     if schedule.misfire_grace_time is None:
@@ -82,7 +46,7 @@ def _expiry(schedule: Schedule) -> str:
     return f"A run that no worker has started within {grace}, or by the next due time if that is later, is revoked."
 
 
-def _limits(schedule: Schedule) -> str:
+def limits(schedule: Schedule) -> str:
     limits = []
     if schedule.soft_time_limit:
         limits.append(f"gets SoftTimeLimitExceeded after {_span(schedule.soft_time_limit)}")
@@ -91,14 +55,44 @@ def _limits(schedule: Schedule) -> str:
     return f"A run {' and '.join(limits)}." if limits else ""
 
 
-def _retries(schedule: Schedule, times: int) -> str:
+def retries(schedule: Schedule) -> str:
+    times = schedule.max_retries
+    if not times:
+        return ""
     said = f"A run that fails is repeated up to {_times(times)}"
     if not schedule.retry_backoff:
         return f"{said}, at once."
     wait = f"{said}, after {_span(schedule.retry_backoff)}"
-    return (
-        f"{wait}." if times == 1 else f"{wait}, then after twice as long each time, {_span(LONGEST_BACKOFF)} at most."
-    )
+    longer = "" if times == 1 else f", then after twice as long each time, {_span(LONGEST_BACKOFF)} at most"
+    return f"{wait}{longer}."
+
+
+def failures(schedule: Schedule) -> str:
+    times = schedule.pause_after_failures
+    if not times:
+        return ""
+    which = "When its last run has failed" if times == 1 else f"When its last {times} runs have all failed"
+    return f"{which}, it pauses itself at its next time, and says why."
+
+
+def blackout(schedule: Schedule) -> str:
+    if schedule.blackout is None:
+        return ""
+    moved = schedule.blackout_action == Schedule.BlackoutAction.DEFER
+    what = "runs when the window ends" if moved else "is skipped"
+    return f"A time within a window of the calendar {schedule.blackout} {what}."
+
+
+def end(schedule: Schedule) -> str:
+    if not schedule.max_runs:
+        return ""
+    return f"It is finished when it has fired {_times(schedule.max_runs)}; runs by hand do not count."
+
+
+def due_time(schedule: Schedule) -> str:
+    if not schedule.due_kwarg:
+        return ""
+    return f"Its task is given the due time as {schedule.due_kwarg}, such as 2026-03-01T09:00:00+00:00."
 
 
 def _times(number: int) -> str:
