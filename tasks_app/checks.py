@@ -5,9 +5,10 @@ import logging
 import sys
 
 from celery import Celery, _state
+from django.apps import apps
 from django.conf import global_settings, settings
 from django.core.checks import CheckMessage, Error, Warning, register, run_checks
-from django.db import DEFAULT_DB_ALIAS, connections
+from django.db import DEFAULT_DB_ALIAS, connections, router
 
 from tasks_app.conf import KNOWN
 from tasks_app.outbox import RecordingCelery
@@ -104,6 +105,23 @@ def records_are_in_postgres(app_configs, **_) -> list[CheckMessage]:
         return []
     words = "The console keeps its records in Postgres, and the default database is none."
     return [Error(words, hint='Use the engine "django.db.backends.postgresql" for it.', id="tasks_app.E005")]
+
+
+@register(TASKS)
+def rows_are_written_where_they_are_read(app_configs, **_) -> list[CheckMessage]:
+    """All in the default database, whatever routers say of reads: a record and its result change in one transaction."""
+    from tasks_app.models import WhereWritten
+
+    ours = [model for model in apps.get_models() if isinstance(model._default_manager, WhereWritten)]
+    elsewhere = [
+        model._meta.label
+        for model in (*ours, *apps.get_app_config("django_celery_results").get_models())
+        if router.db_for_write(model) != DEFAULT_DB_ALIAS or not router.allow_migrate_model(DEFAULT_DB_ALIAS, model)
+    ]
+    if not elsewhere:
+        return []
+    words = f"A router of DATABASE_ROUTERS keeps {', '.join(elsewhere)} out of the default database."
+    return [Error(words, hint="Let it leave them there, at least for writes and migrations.", id="tasks_app.E006")]
 
 
 @register(TASKS)

@@ -15,7 +15,7 @@ from scheduling_app.sources import drift
 from tasks_app.marking import marker
 from tasks_app.models import TaskRecord
 
-COMMITTING = ("/acceptance/", "/browser/", "/foreign/")
+COMMITTING = ("/tests/acceptance/", "/tests/browser/", "/tests/foreign/")
 #: Seconds for the end of a test that failed.
 ENDING = 60
 

@@ -60,9 +60,10 @@ class Shop:
             "REDIS_URL": f"{broker}/{number}",
             **variation,
         }
-        self._as_administrator("CREATE DATABASE {}")
-        for name in self.names:
-            self.manage("migrate", "-v", "0", DATABASE_URL=f"{server}/{name}", SHOP_REPLICA="")
+        self._as_administrator(f"CREATE DATABASE {self.names[0]}")
+        self.manage("migrate", "-v", "0")
+        for replica in self.names[1:]:  # which never hears of anything
+            self._as_administrator(f"CREATE DATABASE {replica} TEMPLATE {self.names[0]}")
         self.manage("createsuperuser", "--noinput", "--email", STAFF, DJANGO_SUPERUSER_PASSWORD=PASSWORD)
         self._running: list[ShopCommand] = []
 
@@ -89,7 +90,7 @@ class Shop:
         assert bool(done.returncode) == fails, f"{arguments}: {done.returncode}\n{said}"
         return said
 
-    def start(self, *arguments: str, until: str, **environment: str) -> ShopCommand:
+    def start(self, *arguments: str, until: str = "", **environment: str) -> ShopCommand:
         """A process that goes on, once it has said `until`."""
         process = ShopCommand(self, *arguments, **environment)
         self._running.append(process)
@@ -99,11 +100,15 @@ class Shop:
 
     def open(self) -> "Visitor":
         """Start all of it; whoever visits its pages, not signed in."""
-        self.start("celery", "worker", "-c", "1", "-Q", "shop,mail,slow", "-l", "INFO", until="ready.")
-        self.start("runscheduler", until="Scheduler started.")
-        return self.serve()
+        worker = self.start("celery", "worker", "-c", "1", "-Q", "shop,mail,slow", "-l", "INFO")
+        scheduler = self.start("runscheduler")
+        visitor = self.serve()
+        worker.wait_for("ready.")
+        scheduler.wait_for("Scheduler started.")
+        return visitor
 
     def serve(self) -> "Visitor":
+        """Start its pages alone."""
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             address = f"127.0.0.1:{free.getsockname()[1]}"
@@ -129,12 +134,12 @@ class Shop:
         for process in reversed(self._running):
             process.kill()
             process.output.close()
-        self._as_administrator("DROP DATABASE {} WITH (FORCE)")
+        for name in self.names:
+            self._as_administrator(f"DROP DATABASE IF EXISTS {name} WITH (FORCE)")
 
     def _as_administrator(self, sql: str) -> None:
         with psycopg.connect(self.maintenance, autocommit=True) as connection:
-            for name in self.names:
-                connection.execute(sql.format(name))
+            connection.execute(sql)
 
 
 #: What of our own test run's environment no project would have.

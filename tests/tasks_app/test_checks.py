@@ -178,3 +178,21 @@ def test_what_is_missing_beneath_is_named_before_anything_else_fails(monkeypatch
     monkeypatch.setattr(apps, "is_installed", lambda name: name != "django_htmx")
     with pytest.raises(ImproperlyConfigured, match="needs 'django_htmx' in INSTALLED_APPS, before 'tasks_app'"):
         apps.get_app_config("tasks_app").import_models()
+
+
+class KeepsRunsElsewhere:
+    def db_for_read(self, model, **_):
+        return "replica"
+
+    def db_for_write(self, model, **_):
+        return "archive" if model.__name__ == "ScheduleRun" else None
+
+    def allow_migrate(self, db, app_label, model_name=None, **_):
+        return model_name != "taskresult"
+
+
+def test_a_router_that_takes_rows_out_of_the_default_database_is_named(alone, settings):
+    settings.DATABASE_ROUTERS = [KeepsRunsElsewhere()]
+    ((error, words),) = found()
+    assert error == "tasks_app.E006"
+    assert "keeps scheduling_app.ScheduleRun, django_celery_results.TaskResult out of" in words

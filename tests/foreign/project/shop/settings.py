@@ -72,7 +72,8 @@ if replica := os.environ.get("SHOP_REPLICA"):
     DATABASES["replica"] = {**DATABASES["default"], "NAME": replica, "TEST": {"MIRROR": "default"}}
     DATABASE_ROUTERS = ["shop.routers.ReadsFromReplica"]
 
-LANGUAGE_CODE = "en-us"
+LANGUAGE_CODE = os.environ.get("SHOP_LANGUAGE", "en-us")
+USE_THOUSAND_SEPARATOR = True
 USE_TZ = os.environ.get("SHOP_USE_TZ", "1") == "1"
 TIME_ZONE = os.environ.get("SHOP_TIME_ZONE", "UTC")
 STATIC_URL = "static/"
