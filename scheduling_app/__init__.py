@@ -11,5 +11,6 @@ wrong here), outages (is the database away?), json_text and form_fields (what pe
 libraries).
 
 What may import what, from above: urls, management > admin > pages > actions, manager > states, jobstore > declared,
-sources > ledger > form_fields > models > signatures, timing, outages, json_text > seams. Nothing in `tasks_app` imports this.
+sources > ledger > form_fields > models > signatures, timing, outages, json_text > seams. Nothing in `tasks_app` imports
+this.
 """
