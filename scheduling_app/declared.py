@@ -9,7 +9,7 @@ Whatever can be said here is the code's, and people cannot change it for long; w
 What could not run, or not as meant, is refused here, with what is wrong named.
 """
 
-import sys
+import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -66,7 +66,7 @@ def schedule(
     It fires by a crontab expression, each `30s`, `90m`, `2h`, `1d` or `1w`, or once at an aware time. `options` are the
     fields of Schedule: `timezone`, `args`, `kwargs`, `queue`, `catch_up`, `jitter` …; `blackout` is a calendar's name.
     """
-    module = sys._getframe(1).f_globals["__name__"]
+    module = inspect.currentframe().f_back.f_globals["__name__"]  # type: ignore[union-attr]
     app = apps.get_containing_app_config(module)
     if app is None:
         raise DeclarationError(name, "name", f"{module} is in no installed app: move it to an app's schedules.py.")

@@ -14,7 +14,7 @@ from functools import partial
 from typing import Any
 
 from apscheduler.job import Job
-from apscheduler.jobstores.base import BaseJobStore, ConflictingIdError, JobLookupError
+from apscheduler.jobstores.base import ConflictingIdError, JobLookupError
 from apscheduler.triggers.base import BaseTrigger
 from celery import Task
 from django.db import IntegrityError, connections
@@ -24,6 +24,7 @@ from scheduling_app.ledger.planning import next_wake_up, plan_changed
 from scheduling_app.ledger.waiting import next_look, release_waiting
 from scheduling_app.models import Schedule
 from scheduling_app.outages import is_away
+from scheduling_app.seams.apscheduler import JobStore
 from scheduling_app.sources.rules import check
 from scheduling_app.timing.kinds import MICROSECOND, Cron, Date, Interval, Timing, TimingError
 from tasks_app.recording import current_app
@@ -67,7 +68,7 @@ def trigger_for(timing: Timing) -> TimingTrigger:
     return TimingTrigger(timing)
 
 
-class ScheduleJobStore(BaseJobStore):
+class ScheduleJobStore(JobStore):
     def __init__(self):
         super().__init__()
         self._was_away = self._away = self._has_failed = self._is_busy = False
@@ -158,13 +159,12 @@ class ScheduleJobStore(BaseJobStore):
         except TimingError:
             return None
         task = current_app.tasks.get(schedule.task) or partial(current_app.send_task, schedule.task)
-        job = Job(
-            self._scheduler,
+        return self.make_job(
+            schedule.args,
+            schedule.kwargs,
             id=schedule.name,
             name=schedule.name,
             func=task,
-            args=[],
-            kwargs={},
             trigger=trigger,
             executor="default",
             coalesce=schedule.catch_up == Schedule.CatchUp.LATEST,
@@ -172,8 +172,6 @@ class ScheduleJobStore(BaseJobStore):
             max_instances=UNLIMITED if schedule.overlap == Schedule.Overlap.ALLOW else schedule.max_instances,
             next_run_time=schedule.next_fire_at if schedule.enabled else None,
         )
-        job.args, job.kwargs, job._jobstore_alias = schedule.args, schedule.kwargs, self._alias
-        return job
 
     def _lost(self, error: Exception) -> None:
         if is_away(error):

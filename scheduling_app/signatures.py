@@ -11,6 +11,7 @@ from tasks_app.conf import conf
 from tasks_app.exceptions import InvalidSubmission
 from tasks_app.messages import check_headers
 from tasks_app.recording import current_app
+from tasks_app.seams.celery import argument_check
 
 if TYPE_CHECKING:
     from scheduling_app.models import Schedule
@@ -95,8 +96,7 @@ def misfit(task: Task, args: list, kwargs: dict) -> tuple[str, str] | None:
 
 @lru_cache(maxsize=1024)
 def _misfit(task: Task, number: int, names: tuple[str, ...]) -> tuple[str, str] | None:
-    check = getattr(task, "__header__", None)  # a task from a class has none
-    if check is None:
+    if (check := argument_check(task)) is None:
         return None
     args, kwargs = [None] * number, dict.fromkeys(names)
     try:

@@ -14,12 +14,13 @@ from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 
-from celery import Celery, _state
+from celery import Celery
 from django.apps import apps
 from django.conf import settings
 from django.urls import NoReverseMatch, reverse
 
 from tasks_app.outbox import DEFAULTS, RecordingCelery
+from tasks_app.seams.celery import active_apps
 
 #: In their order: tasks_app stands on those before it.
 APPS = ("django_celery_results", "django_htmx", "tasks_app", "scheduling_app", "taskconsole")
@@ -58,7 +59,7 @@ def _edits():
         reverse("tasks:overview")
     except NoReverseMatch:
         yield _file(settings.ROOT_URLCONF), lambda text: _with_include(_with_items(text, "urlpatterns", [URLS]))
-    for app in _state._get_active_apps():
+    for app in active_apps():
         backend = app.conf.result_backend
         if backend and backend != DEFAULTS["result_backend"] and _file_of(app):
             key = f"{app.namespace}_RESULT_BACKEND" if app.namespace else "result_backend"
@@ -66,7 +67,7 @@ def _edits():
 
 
 def _plain_apps() -> list[Celery]:
-    return [app for app in _state._get_active_apps() if not isinstance(app, RecordingCelery)]
+    return [app for app in active_apps() if not isinstance(app, RecordingCelery)]
 
 
 def _settings_file() -> Path:

@@ -37,10 +37,10 @@ logger = logging.getLogger(__name__)
 class RecordBackend(WaitingBackend, ClosingBackend):
     """Keeps results where django-celery-results does, and the console's record in step with them."""
 
-    def _get_meta_from_request(self, request: Context | None = None) -> Any:
+    def meta_from(self, request: Context | None) -> Any:
         """With a mark where plain Celery would store nothing: results here are for the pages then."""
-        meta = super()._get_meta_from_request(request)
-        task = self.app._tasks.get(getattr(request, "task", None))
+        meta = super().meta_from(request)
+        task = self.app.tasks.get(getattr(request, "task", None))
         if getattr(request, "ignore_result", False) and not getattr(task, "keeps_errors", False):
             return {**meta, IGNORED: True}
         return meta
@@ -239,10 +239,10 @@ class RecordBackend(WaitingBackend, ClosingBackend):
         """Let an id that has no record, and perhaps never will, be told as revoked, as Celery does."""
         if self.get_state(task_id) == celery_states.PENDING and not TaskRecord.objects.filter(task_id=task_id).exists():
             revoked = self.encode_result(TaskRevokedError("revoked"), celery_states.REVOKED)
-            super()._store_result(task_id, revoked, celery_states.REVOKED)
+            super().keep(task_id, revoked, celery_states.REVOKED)
 
-    def _forget(self, task_id: str) -> None:
-        super()._forget(task_id)
+    def drop(self, task_id: str) -> None:
+        super().drop(task_id)
         TaskRecord.objects.filter(task_id=task_id, state__in=states.READY_STATES).update(
             note=FORGOTTEN, result_preview=""
         )

@@ -22,7 +22,8 @@ from redis import Redis
 
 from tasks_app.models import TaskRecord
 from tasks_app.recording import current_app
-from tasks_app.transport import Channel, Transport, sent_in
+from tasks_app.seams.kombu import library_errors, list_of
+from tasks_app.transport import Channel, Transport, keep, sent_in
 
 logger = logging.getLogger(__name__)
 
@@ -95,7 +96,7 @@ def held(queues: Iterable[str], limit: int = 5000) -> Held:
     messages: set[Sent] = set()
     read_until: dict[tuple[str, int], datetime] = {}
     with _asked() as (channel, redis):
-        lists = {(queue, step): channel._q_for_pri(queue, step) for queue in queues for step in channel.priority_steps}
+        lists = {(queue, step): list_of(channel, queue, step) for queue in queues for step in channel.priority_steps}
         for (queue, step), length in zip(lists, _lengths(redis, channel, lists.values()), strict=True):
             found = list(_oldest(redis, channel.global_keyprefix + lists[queue, step], min(length, limit)))
             messages.update(found)
@@ -127,7 +128,7 @@ def quarantine(payload: Mapping[str, Any], reason: str) -> None:
     try:
         if is_readable():
             with _asked() as (channel, _):
-                where = f"now in the broker's list {channel.keep(dumps(payload))}"
+                where = f"now in the broker's list {keep(channel, dumps(payload))}"
     except (OperationalError, TypeError, ValueError, RecursionError) as error:
         where = f"not kept: {error}"
     logger.error("A message was refused: %.500s. It is %s.", reason, where)
@@ -136,7 +137,7 @@ def quarantine(payload: Mapping[str, Any], reason: str) -> None:
 @contextmanager
 def _asked() -> Iterator[tuple[Channel, Redis]]:
     """A channel, which knows the keys' names, and a plain client: kombu's own puts a prefix to some commands only."""
-    with current_app.connection_or_acquire() as connection, connection._reraise_as_library_errors():
+    with current_app.connection_or_acquire() as connection, library_errors(connection):
         connection.ensure_connection(max_retries=0)
         yield connection.default_channel, Redis(connection_pool=connection.default_channel.pool)
 

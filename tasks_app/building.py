@@ -13,7 +13,7 @@ from datetime import datetime, timedelta
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from celery import Celery, Task
+from celery import Task
 from django.utils import timezone
 from django.utils.dateparse import parse_datetime
 from kombu.serialization import prepare_accept_content
@@ -23,6 +23,7 @@ from tasks_app import messages, moments
 from tasks_app.exceptions import InvalidSubmission
 from tasks_app.gathering import gathered
 from tasks_app.publishing import GEN_HEADER, Publisher, has_handlers
+from tasks_app.seams.celery import App, options_of
 
 if TYPE_CHECKING:
     from tasks_app.models import TaskRecord
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
 LONGEST, LONG_PAST = 3_155_760_000, timedelta(minutes=10)
 
 
-class BuildingCelery(Celery):
+class BuildingCelery(App):
     """The part of the console's app that makes records."""
 
     publisher = cached_property(Publisher)
@@ -54,7 +55,7 @@ class BuildingCelery(Celery):
         from tasks_app.models import TaskRecord
 
         task = task_type or self.tasks.get(name)  # which has the shared tasks registered first
-        options = (_given(task._get_exec_options()) if task else {}) | options
+        options = (_given(options_of(task)) if task else {}) | options
         args, kwargs = _checked_arguments(name, args, kwargs)
         task_id = _checked_text("task_id", task_id) or uuid()
         request = parent.request if parent else None

@@ -3,8 +3,9 @@
 import difflib
 import logging
 import sys
+from typing import Any
 
-from celery import Celery, _state
+from celery import Celery
 from django.apps import apps
 from django.conf import global_settings, settings
 from django.core.checks import CheckMessage, Error, Warning, register, run_checks
@@ -12,6 +13,7 @@ from django.db import DEFAULT_DB_ALIAS, connections, router
 
 from tasks_app.conf import KNOWN
 from tasks_app.outbox import RecordingCelery
+from tasks_app.seams.celery import active_apps, unbound_tasks
 
 #: The tags of this console's checks, of those that need no database.
 TASKS, SCHEDULING = "tasks", "scheduling"
@@ -35,7 +37,7 @@ def say_found(logger: logging.Logger) -> None:
 
 
 @register(TASKS)
-def tasks_are_recorded(app_configs, **_) -> list[CheckMessage]:
+def tasks_are_recorded(app_configs: Any, **_: Any) -> list[CheckMessage]:
     """What another app than a RecordingCelery sends runs unrecorded."""
     hint = "Make the app by tasks_app.outbox.RecordingCelery, or silence this check where that is meant."
     found: list[CheckMessage] = []
@@ -54,14 +56,14 @@ def _own_tasks(app: Celery) -> set[str]:
 
     (Celery gives all to all. What an app was asked for it knows until it binds them; then, what their modules hold.)
     """
-    made = list(app._pending)
+    made = unbound_tasks(app)
     app.finalize()
     made += [getattr(sys.modules.get(task.__module__), type(task).__name__, None) for task in app.tasks.values()]
     return {task.name for task in made if getattr(task, "app", None) is app} - BUILT_IN
 
 
 @register(TASKS)
-def limits_and_uniqueness_can_be_kept(app_configs, **_) -> list[CheckMessage]:
+def limits_and_uniqueness_can_be_kept(app_configs: Any, **_: Any) -> list[CheckMessage]:
     from tasks_app import limits, uniqueness
 
     tasks = [task for app in _recording_apps() for task in app.tasks.values()]
@@ -72,7 +74,7 @@ def limits_and_uniqueness_can_be_kept(app_configs, **_) -> list[CheckMessage]:
 
 
 @register(TASKS)
-def broker_can_be_asked(app_configs, **_) -> list[CheckMessage]:
+def broker_can_be_asked(app_configs: Any, **_: Any) -> list[CheckMessage]:
     from tasks_app import broker
 
     hint = "Use a broker that speaks the Redis protocol; or silence this check, if you need none of that."
@@ -85,7 +87,7 @@ def broker_can_be_asked(app_configs, **_) -> list[CheckMessage]:
 
 
 @register(TASKS)
-def settings_are_known_and_can_be(app_configs, **_) -> list[CheckMessage]:
+def settings_are_known_and_can_be(app_configs: Any, **_: Any) -> list[CheckMessage]:
     found: list[CheckMessage] = []
     for name, each in KNOWN.items():
         value = getattr(settings, name, each.default)
@@ -100,7 +102,7 @@ def settings_are_known_and_can_be(app_configs, **_) -> list[CheckMessage]:
 
 
 @register(TASKS)
-def records_are_in_postgres(app_configs, **_) -> list[CheckMessage]:
+def records_are_in_postgres(app_configs: Any, **_: Any) -> list[CheckMessage]:
     if connections[DEFAULT_DB_ALIAS].vendor == "postgresql":
         return []
     words = "The console keeps its records in Postgres, and the default database is none."
@@ -108,7 +110,7 @@ def records_are_in_postgres(app_configs, **_) -> list[CheckMessage]:
 
 
 @register(TASKS)
-def rows_are_written_where_they_are_read(app_configs, **_) -> list[CheckMessage]:
+def rows_are_written_where_they_are_read(app_configs: Any, **_: Any) -> list[CheckMessage]:
     """All in the default database, whatever routers say of reads: a record and its result change in one transaction."""
     from tasks_app.models import WhereWritten
 
@@ -125,7 +127,7 @@ def rows_are_written_where_they_are_read(app_configs, **_) -> list[CheckMessage]
 
 
 @register(TASKS)
-def results_close_their_records(app_configs, **_) -> list[CheckMessage]:
+def results_close_their_records(app_configs: Any, **_: Any) -> list[CheckMessage]:
     """The result backend is what writes a record's end: with another one, tasks run and are never seen to end."""
     from tasks_app.backend import RecordBackend
 
@@ -140,7 +142,7 @@ def results_close_their_records(app_configs, **_) -> list[CheckMessage]:
 
 def _apps() -> list[Celery]:
     """The Celery apps of this process, in a fixed order."""
-    return sorted(_state._get_active_apps(), key=lambda app: (str(app.main), id(app)))
+    return sorted(active_apps(), key=lambda app: (str(app.main), id(app)))
 
 
 def _recording_apps() -> list[RecordingCelery]:

@@ -15,12 +15,10 @@ from typing import Any
 
 from celery import states
 from celery.app.task import Context
-from celery.backends.base import _create_chord_error_with_cause
 from celery.canvas import Signature, maybe_signature
 from celery.exceptions import ChordError
 from celery.result import GroupResult, ResultBase
 from django.db import DEFAULT_DB_ALIAS, InterfaceError, OperationalError, transaction
-from django_celery_results.backends.database import DatabaseBackend
 from django_celery_results.models import ChordCounter, TaskResult
 from django_celery_results.models import GroupResult as StoredGroup
 
@@ -29,6 +27,7 @@ from tasks_app.ambient import ambient, having
 from tasks_app.execution import foreign_record, request_of
 from tasks_app.gathering import gathered, gathering
 from tasks_app.models import TaskRecord, TaskStep
+from tasks_app.seams.results import ResultsBackend
 from tasks_app.statements import execute
 from tasks_app.steps import steps_of_body
 
@@ -45,7 +44,7 @@ def where_written(model: Any) -> Any:
     )
 
 
-class ChordBackend(DatabaseBackend):
+class ChordBackend(ResultsBackend):
     TaskModel, GroupModel = where_written(TaskResult), where_written(StoredGroup)
 
     def on_chord_part_return(self, request: Context, state: str, result: Any, **kwargs: Any) -> None:
@@ -153,7 +152,8 @@ class ChordBackend(DatabaseBackend):
     def _raise_member(self, task_id: str, stored: TaskResult) -> None:
         value = self._value_of(stored)
         exc = self.exception_to_python(value) if isinstance(value, dict) and "exc_type" in value else value
-        raise _create_chord_error_with_cause(f"Dependency {task_id} raised {exc!r:.1000}", exc)
+        cause = exc if isinstance(exc, Exception) else None
+        raise ChordError(f"Dependency {task_id} raised {exc!r:.1000}") from cause
 
     def _fail_body(self, body: Signature, exc: ChordError) -> None:
         calling: set[str] = set()

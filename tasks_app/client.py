@@ -17,6 +17,7 @@ from tasks_app.exceptions import TaskNotFound, UnknownTask
 from tasks_app.gathering import gathered
 from tasks_app.models import FORGOTTEN, TaskRecord, TaskStep
 from tasks_app.recording import current_app
+from tasks_app.seams.celery import argument_check, itself
 from tasks_app.steps import is_to_come
 from tasks_app.storable import as_sent
 from tasks_app.transport import is_id
@@ -37,7 +38,7 @@ class CeleryClient:
     """
 
     def __init__(self, app: Celery | None = None, **defaults: Any):
-        self.app = app or current_app._get_current_object()
+        self.app = app or itself(current_app)
         self.defaults = defaults
 
     def submit(
@@ -77,9 +78,9 @@ class CeleryClient:
         """Submit one task for many `(args, kwargs)`: for each 500, one INSERT and one round trip to the broker."""
         task = self._task(task_name)
         calls = list(calls)
-        if task.typing:
+        if task.typing and (check := argument_check(task)):
             for args, kwargs in calls:
-                task.__header__(*args, **kwargs)
+                check(*args, **kwargs)
         if self.app.conf.task_always_eager:
             return [task.apply_async(args, kwargs, **self._options(options, {})) for args, kwargs in calls]
         if is_sent_plainly(task):

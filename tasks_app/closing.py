@@ -127,24 +127,24 @@ class ClosingBackend(OutcomeBackend, ConsequenceBackend):
             return prepared.encoded
         return super().encode_result(result, state)
 
-    def _store_result(
+    def keep(
         self, task_id: str, result: Any, status: str, traceback: Any = None, request: Context | None = None,
         using: Any = None,
     ) -> Any:  # fmt: skip
         if status == celery_states.RETRY or getattr(request, "is_eager", False):
-            return super()._store_result(task_id, result, status, traceback, request, using)
+            return super().keep(task_id, result, status, traceback, request, using)
         if status not in states.READY_STATES:  # a state of the task's own, by `update_state`
             with transaction.atomic():
                 if task_id != getattr(request, "id", None) or TaskRecord.objects.run_of(task_id, gen_of(request)):
-                    return super()._store_result(task_id, result, status, traceback, request, using)
+                    return super().keep(task_id, result, status, traceback, request, using)
             log_fenced(task_id, status)
             return None
         exception = words_of(result, status)
         prepared = _prepared()
         kept = prepared.kept if prepared and result is prepared.encoded else self.as_kept(result, exception)
         (content_type, content_encoding, encoded), note = kept
-        meta = {**self._get_meta_from_request(request), "children": self.current_task_children(request)}
-        extended = self._get_extended_properties(request, traceback) if self._is_extended else {}
+        meta = {**self.meta_from(request), "children": self.current_task_children(request)}
+        extended = self.extended_properties(request, traceback) if self._is_extended else {}
         traceback = cut(traceback) if traceback else None
         self.close_record(task_id, status, request, encoded, note, exception, [
             task_id, status, content_type, content_encoding, encoded, traceback, self.encode_content(meta)[2],

@@ -41,7 +41,7 @@ class ConsequenceBackend(ChordBackend):
             return
         self._follow(request, celery_states.FAILURE, error)
         if request.errbacks:
-            transaction.on_commit(partial(aside, partial(self._call_task_errbacks, request, error, None)))
+            transaction.on_commit(partial(aside, partial(self.call_errbacks, request, error, None)))
 
     def _follow(self, request: Context, state: str, exc: Exception, traceback: Any = None) -> None:
         """What a task that did not succeed means for those that wait for it."""
@@ -51,7 +51,7 @@ class ConsequenceBackend(ChordBackend):
         with having(closing=closing, root_id=root_of(request)), contained(request.id):
             if request.chord:
                 self.on_chord_part_return(request, state, exc)
-            self._fail_chain(getattr(request, "chain", None), exc, traceback, state=state)
+            self.fail_chain(getattr(request, "chain", None), exc, traceback, state)
 
     def _errbacks_of(self, request: Context) -> tuple[list[Signature], Successors]:
         """A task's errbacks: those to be called here, with the exception, and the records of those to be sent."""
@@ -69,15 +69,14 @@ class ConsequenceBackend(ChordBackend):
     def _is_called_here(self, errback: Signature) -> bool:
         """As Celery tells them apart: one that takes more than a task's id is called with its exception."""
         try:
-            header = errback.type.__header__
+            return self.takes_exception(errback)
         except (NotRegistered, AttributeError):  # another worker's, perhaps
             return False
-        return not isinstance(header, partial) and self._errback_arity_greater(errback, 1)
 
-    def _call_task_errbacks(self, request: Context, exc: Any, traceback: Any) -> None:
+    def call_errbacks(self, request: Context, exc: Any, traceback: Any) -> None:
         """Those of a chord's body, which Celery lets fail itself."""
         if self.app.conf.task_always_eager or (request.delivery_info or {}).get("is_eager"):
-            return super()._call_task_errbacks(request, exc, traceback)
+            return super().call_errbacks(request, exc, traceback)
         # A chord links its own to the bodies of chords within its header too, which have called them by then.
         called, calling = ambient().called, ambient().calling
         request.errbacks = [each for each in request.errbacks if _words(each) not in called]

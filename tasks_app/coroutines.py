@@ -13,6 +13,8 @@ from asgiref.sync import sync_to_async
 from celery.exceptions import SoftTimeLimitExceeded
 from django.db import close_old_connections
 
+from tasks_app.seams.django import allow_database_in
+
 
 def awaiting(run: Any) -> Any:
     """A task's `run`, as its class has it, where an awaitable that it returns is awaited."""
@@ -22,7 +24,7 @@ def awaiting(run: Any) -> Any:
     is_unbound = isinstance(run, staticmethod) or inspect.ismethod(run)
 
     @functools.wraps(body)
-    def waiting(*args, **kwargs):
+    def waiting(*args: Any, **kwargs: Any) -> Any:
         return awaited(body(*args, **kwargs))
 
     return staticmethod(waiting) if is_unbound else waiting
@@ -33,7 +35,7 @@ def awaited(value: Any) -> Any:
     if not inspect.isawaitable(value):
         return value
 
-    async def to_its_end():
+    async def to_its_end() -> Any:
         # Django's ORM runs in a thread of its own here, out of the reach of what mends the task's own connection.
         await sync_to_async(close_old_connections)()
         return await value
@@ -62,9 +64,9 @@ _loops = threading.local()
 def event_loop_runner() -> asyncio.Runner:
     """This thread's event loop, kept between tasks, so that an async client opened by one serves the next."""
     if getattr(_loops, "pid", None) != os.getpid():
-        # A loop that runs one task blocks nobody else: its body may call `other.delay()` as any other does.
-        os.environ.setdefault("DJANGO_ALLOW_ASYNC_UNSAFE", "true")
         _loops.runner, _loops.pid = asyncio.Runner(), os.getpid()
+        # A loop that runs one task blocks nobody else: its body may call `other.delay()` as any other does.
+        allow_database_in(_loops.runner.get_loop())
     return _loops.runner
 
 

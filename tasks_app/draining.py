@@ -10,6 +10,7 @@ from django.db.models import Count, Q
 
 from tasks_app.models import PHASES, TaskRecord
 from tasks_app.recording import current_app
+from tasks_app.seams.celery import itself
 from tasks_app.storable import as_sent
 
 _KNOWN_HERE = Q(publish_at__isnull=False) | Q(parked_at__isnull=False)
@@ -50,7 +51,7 @@ def _send_plainly(record: TaskRecord) -> None:
     options = dict(as_sent(record.options))
     headers = options.pop("headers", None) or {}
     Celery.send_task(
-        current_app._get_current_object(), record.name, as_sent(record.args), as_sent(record.kwargs),
+        itself(current_app), record.name, as_sent(record.args), as_sent(record.kwargs),
         task_id=record.task_id, root_id=record.root_id, parent_id=record.parent_id, group_id=record.group_id,
         queue=record.queue, priority=record.priority, eta=record.eta or record.publish_at, expires=record.expires,
         retries=record.retries, headers=headers, add_to_parent=False, **options,

@@ -15,6 +15,7 @@ from kombu.serialization import registry
 
 from tasks_app.conf import conf
 from tasks_app.exceptions import InvalidSubmission
+from tasks_app.seams.kombu import compression_names, compression_type
 
 #: By content type, what makes an unpacker that stops at a length. (Python's own zstd has the interface of the others.)
 _UNPACKERS: dict[str, Callable[[], Any]] = {
@@ -53,7 +54,7 @@ def check_compression(method: str) -> None:
     except Exception:  # mostly KeyError: of no such name
         works = False
     if not works:
-        known = ", ".join(sorted(compression._aliases))
+        known = ", ".join(compression_names())
         raise InvalidSubmission(f"compression: there is none named {method!r:.80} here. Take one of: {known}.")
 
 
@@ -69,7 +70,7 @@ def unpacked(body: bytes, method: str) -> bytes:
     cannot be bounded, are done first and measured then.
     """
     limit = unpacked_max()
-    if (make := _UNPACKERS.get(compression._aliases.get(method, method))) is None:
+    if (make := _UNPACKERS.get(compression_type(method))) is None:
         whole, is_whole = compression.decompress(body, method), True
     else:
         unpacker = make()

@@ -20,6 +20,7 @@ from django.core.exceptions import ImproperlyConfigured
 
 from tasks_app import states
 from tasks_app.coroutines import awaiting
+from tasks_app.seams.celery import has_own_backend, wrap_kept_body
 
 if TYPE_CHECKING:
     from tasks_app.models import TaskRecord
@@ -44,14 +45,13 @@ def guarded(task: Task) -> Task:
     try:
         if not isinstance(task, Task):
             raise TypeError("it is no celery.Task")
-        if inspect.getattr_static(task, "backend") is not inspect.getattr_static(Task, "backend") or task._backend:
+        if has_own_backend(task):
             raise TypeError("its `backend` is its own, and would not close its record")
         own: dict[str, Any] = {"__module__": cls.__module__, "__qualname__": cls.__qualname__, "__doc__": cls.__doc__}
         own["keeps_errors"] = cls.store_errors_even_if_ignored
         run = inspect.getattr_static(cls, "run")
         task.__class__ = type(cls.__name__, (Guard, cls), {**own, "run": awaiting(run), "Request": _Request(cls)})
-        if "_orig_run" in task.__dict__:  # Celery's autoretry came first, and has kept the body as it was
-            task._orig_run = awaiting(task._orig_run)
+        wrap_kept_body(task, awaiting)
     except (TypeError, AttributeError) as error:
         raise ImproperlyConfigured(
             f"Task {task.name!r} cannot be registered, since its runs could not be claimed and closed: {error}. "

@@ -11,9 +11,10 @@ import os
 import signal
 import threading
 import time
+from collections.abc import Iterable
 from contextlib import suppress
 
-from celery.local import Proxy
+from celery import Celery
 from celery.platforms import signals
 from celery.worker import state
 from celery.worker.request import Request
@@ -22,6 +23,7 @@ from django.db import DatabaseError, connections
 from tasks_app.conf import conf
 from tasks_app.execution import busy_threads, gen_of
 from tasks_app.models import TaskRecord
+from tasks_app.seams.celery import context_of, itself, job_of
 
 logger = logging.getLogger(__name__)
 
@@ -37,9 +39,9 @@ terminated: dict[Request, float] = {}
 class Leases(threading.Thread):
     """Renews each third of a lease; `hand_back_after` begins the end."""
 
-    def __init__(self, app):
+    def __init__(self, app: Celery) -> None:
         super().__init__(name="leases", daemon=True)
-        self.app = _itself(app)
+        self.app = itself(app)
         self._woken = threading.Event()
         self._hand_back_at: float | None = None
         self._ended = False
@@ -100,9 +102,9 @@ class Leases(threading.Thread):
         self._kill_taken_away(gone)  # most have ended just now
         self._is_complete = not gone
 
-    def _known(self, requests) -> set:
+    def _known(self, requests: Iterable[Request]) -> set:
         """Not those of another app's worker in this process."""
-        return {request for request in _snapshot(requests) if _itself(request.app) is self.app}
+        return {request for request in _snapshot(requests) if itself(request.app) is self.app}
 
     def _kill_taken_away(self, gone: dict) -> None:
         """Kill the processes whose runs others have ended. At the second look: by then a process that was refused the
@@ -114,17 +116,17 @@ class Leases(threading.Thread):
                 logger.warning("Task %s was revoked, or went elsewhere meanwhile: killed.", message[0])
         self._taken_away = taken_away
 
-    def _stop_run(self, request, stop_signal: str) -> None:
+    def _stop_run(self, request: Request, stop_signal: str) -> None:
         """From here, and not from the worker's own thread: that one may be waiting for a broker to come back."""
         if _kill(request, effective(signals.signum(stop_signal))):
             terminated[request] = time.monotonic()
-            self.app.backend.mark_as_revoked(request.id, "terminated", request._context)
+            self.app.backend.mark_as_revoked(request.id, "terminated", context_of(request))
 
     def _kill_terminated(self) -> None:
         """Celery lets go of a run when it has sent the signal; its own end would wait for a process that is there."""
         grace = TERMINATE_GRACE if self._hand_back_at is None else TERMINATE_GRACE_AT_END
         for request, since in list(terminated.items()):
-            job = request._apply_result and request._apply_result()
+            job = job_of(request)
             if job is None or job.ready():
                 del terminated[request]
             elif time.monotonic() - since >= grace:
@@ -154,22 +156,17 @@ class Leases(threading.Thread):
             _kill(request, signal.SIGKILL)
 
 
-def _snapshot(requests) -> set:
+def _snapshot(requests: Iterable[Request]) -> set:
     while True:
         with suppress(RuntimeError):  # the worker's own thread changes it meanwhile
             return set(requests)
 
 
-def _itself(app):
-    """A worker may have been given the proxy `current_app`."""
-    return app._get_current_object() if isinstance(app, Proxy) else app
+def _gen(request: Request) -> int:
+    return gen_of(context_of(request))
 
 
-def _gen(request) -> int:
-    return gen_of(request._context)
-
-
-def _in_time(request) -> bool:
+def _in_time(request: Request) -> bool:
     """Whether it can still be at work: one past its hard limit, whose worker does nothing about it, is given up."""
     limit = request.time_limits[0] or request.task.time_limit
     return not (limit and request.time_start and time.time() > request.time_start + limit + conf.TASK_LEASE)
@@ -181,11 +178,11 @@ def effective(number: int) -> int:
     return signal.SIGTERM if number == signal.SIGINT else number
 
 
-def _has_child(request) -> bool:
+def _has_child(request: Request) -> bool:
     return request in state.active_requests and request.worker_pid not in (None, os.getpid())
 
 
-def _kill(request, number: int) -> bool:
+def _kill(request: Request, number: int) -> bool:
     """Signal the child that is at a run; False where there is none any more, or where the run has no child.
 
     Whether it is at that run is asked at the last moment: its next one is another task's.

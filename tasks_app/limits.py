@@ -15,7 +15,7 @@ row, and counted by a statement that begins when the lock is held: it sees all t
 """
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
 from string import Formatter
 from typing import Any, NamedTuple
@@ -51,7 +51,7 @@ class Limits(NamedTuple):
 NONE = Limits(None, timedelta(0))
 
 
-def key_of(task: Task, args: Sequence[Any], kwargs: Any) -> str | None:
+def key_of(task: Task, args: Sequence[Any], kwargs: Mapping[str, Any]) -> str | None:
     """The `limit_key` of such a call; None for a task without limits. Raises InvalidSubmission."""
     if getattr(task, "concurrency_limit", None) is None and not getattr(task, "rate_limit", None):
         return None
@@ -89,7 +89,7 @@ def problems(task: Task) -> list[str]:
     names = signature_of(task.__class__).parameters
     unknown = [field for field in fields if field.partition(".")[0].partition("[")[0] not in names]
     found += [f"limit_key names {field!r}, which is no argument of it" for field in unknown]
-    sharers = [other for other in current_app._tasks.values() if getattr(other, "limit_key", None) == template]
+    sharers = [other for other in current_app.tasks.values() if getattr(other, "limit_key", None) == template]
     found += [
         f"it shares the limit_key {template!r} with {other.name}, but not its concurrency_limit and rate_limit"
         for other in sharers

@@ -10,7 +10,6 @@ A project's Celery app is made before Django's apps are loaded, so the model is 
 from __future__ import annotations
 
 import inspect
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from functools import cached_property, partial
@@ -23,7 +22,7 @@ from django.core.exceptions import SynchronousOnlyOperation
 from django.db import IntegrityError, transaction
 from kombu.exceptions import EncodeError
 
-from tasks_app import canvases, recording, states, transport  # noqa: F401 the canvases are recorded as wholes from here on
+from tasks_app import canvases, recording, states
 from tasks_app.building import BuildingCelery
 from tasks_app.conf import conf
 from tasks_app.coroutines import awaiting
@@ -31,12 +30,13 @@ from tasks_app.exceptions import DuplicateTask, InvalidSubmission, NotUnique
 from tasks_app.gathering import Successors, gathering
 from tasks_app.notify import DUE_CHANNEL, notify
 from tasks_app.publishing import AT_ONCE
+from tasks_app.seams import sentry
 
 if TYPE_CHECKING:
     from tasks_app.models import TaskRecord
     from tasks_app.steps import Step
 
-transport.use()
+canvases.record_as_wholes()
 
 _OMITTED: Any = object()
 
@@ -70,9 +70,14 @@ DEFAULTS: dict[str, Any] = {
 }
 
 
+def _set_defaults(source: Any, **_: Any) -> None:
+    source.maps.insert(len(source.maps) - 1, DEFAULTS)  # below a project's settings, above Celery's own defaults
+
+
 class RecordingCelery(BuildingCelery):
     """A Celery app that records each task in Postgres before it publishes it."""
 
+    amqp_cls = "tasks_app.transport:BrokerSide"
     task_cls = "tasks_app.execution:ConsoleTask"
     control_cls = "tasks_app.control:RecordingControl"
     registry_cls = "tasks_app.guard:ClaimedTasks"
@@ -81,20 +86,15 @@ class RecordingCelery(BuildingCelery):
         super().__init__(*args, **kwargs)
         recording.apps[self] = None
         self.steps["worker"].add("tasks_app.workers:Upkeep")
-
-    def _load_config(self) -> Any:
-        conf = super()._load_config()
-        conf.maps.insert(len(conf.maps) - 1, DEFAULTS)  # below a project's settings, above Celery's own defaults
-        return conf
+        self.on_after_configure.connect(_set_defaults)
 
     AsyncResult = cached_property(
         lambda self: self.subclass_with_self("tasks_app.waiting:RecordedResult", "AsyncResult", reverse="AsyncResult")
     )
 
-    def _task_from_fun(self, fun: Callable[..., Any], *args: Any, **options: Any) -> Any:
-        if options.get("pydantic") and inspect.iscoroutinefunction(fun):  # whose value is what pydantic shall dump
-            fun = awaiting(fun)
-        return super()._task_from_fun(fun, *args, **options)
+    def as_body(self, fun: Callable[..., Any], options: dict[str, Any]) -> Callable[..., Any]:
+        is_dumped = options.get("pydantic") and inspect.iscoroutinefunction(fun)  # its value is, and not itself
+        return awaiting(fun) if is_dumped else fun
 
     def send_task(
         self, name: str, args: Any = None, kwargs: Any = None, countdown: Any = None, eta: Any = None,
@@ -114,8 +114,8 @@ class RecordingCelery(BuildingCelery):
         if expires is not _OMITTED:
             options["expires"] = expires
         send = RecordingCelery._send
-        if options.get("task_type") is None and (sentry := sys.modules.get("sentry_sdk.integrations.celery")):
-            send = sentry._wrap_task_run(send)  # what it does to Celery's own; to a task's `apply_async` it has done so
+        if options.get("task_type") is None:  # a task's `apply_async` is traced already
+            send = sentry.traced(send)
         return send(self, name, args, kwargs, **options)
 
     def _send(

@@ -7,16 +7,16 @@ from typing import Any
 
 from celery.utils.saferepr import saferepr
 from celery.utils.serialization import create_exception_cls
-from django_celery_results.backends.database import DatabaseBackend
 from kombu.exceptions import EncodeError
 
 from tasks_app import states
 from tasks_app.ambient import keep
 from tasks_app.conf import conf
+from tasks_app.seams.results import ResultsBackend
 from tasks_app.storable import printable
 
 
-class OutcomeBackend(DatabaseBackend):
+class OutcomeBackend(ResultsBackend):
     def describe(self, error: Exception) -> dict[str, Any]:
         """An exception as it was raised; Celery hands on what can be pickled of it, which may be another class."""
         keep(raised=error)

@@ -25,6 +25,7 @@ from tasks_app.ambient import ambient, having
 from tasks_app.breaker import Breaker
 from tasks_app.formats import serializer_of
 from tasks_app.marking import marker
+from tasks_app.seams.kombu import library_errors
 
 if TYPE_CHECKING:
     from celery import Celery
@@ -71,6 +72,10 @@ class Publisher:
     @cached_property
     def producers(self) -> Any:
         return pools.producers[self.connection()]
+
+    @cached_property
+    def dispatcher(self) -> Any:
+        return self.app.events.Dispatcher(enabled=False)  # each event goes out by the producer of its message
 
     def connection(self) -> Any:
         return self.app.connection_for_write(transport_options=self.TIMEOUTS)
@@ -176,7 +181,7 @@ class Publisher:
             raise OperationalError(str(error.__cause__ or error)) from error
 
     def _publish(self, records: Sequence[TaskRecord]) -> None:
-        with self.producers.acquire(block=True) as producer, producer.connection._reraise_as_library_errors():
+        with self.producers.acquire(block=True) as producer, library_errors(producer.connection):
             self._declare({each.queue for each in records if "exchange" not in each.options}, producer)
             with producer.batch() if len(records) > 1 else nullcontext():
                 last = None
@@ -274,7 +279,7 @@ class Publisher:
             message.body, headers=message.headers | (headers or {}), priority=record.priority, retry=False, **properties
         )
         if message.sent_event:
-            self.app.amqp._event_dispatcher.publish(
+            self.dispatcher.publish(
                 "task-sent",
                 message.sent_event | {"queue": record.queue} | self._address(record, sending),
                 producer,

@@ -2,18 +2,17 @@
 
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from datetime import UTC, datetime
-from typing import Any, cast
+from typing import Any
 
 import psycopg
 from django.db import connection, models, transaction
 from django.db.models.base import ModelState
-from psycopg.abc import PQGen
 from psycopg.types.datetime import TimestamptzLoader
-from psycopg.waiting import Wait
 
 from tasks_app.ambient import ambient, having
+from tasks_app.seams.psycopg import Cursor
 
 
 def execute(sql: str, params: Sequence[Any], is_long: bool = False) -> psycopg.Cursor:
@@ -26,7 +25,7 @@ def execute(sql: str, params: Sequence[Any], is_long: bool = False) -> psycopg.C
     connection.ensure_connection()
     raw = connection.connection
     if (cursor := getattr(raw, "console_cursor", None)) is None:
-        cursor = raw.console_cursor = _Cursor(raw)
+        cursor = raw.console_cursor = Cursor(raw)
         in_utc = connection.timezone_name == "UTC"
         cursor.adapters.register_loader(
             "timestamptz", TimestamptzLoader if in_utc else _UtcLoader
@@ -42,29 +41,6 @@ class _UtcLoader(TimestamptzLoader):
 
     def load(self, data: Any) -> datetime:
         return super().load(data).astimezone(UTC)
-
-
-class _Cursor(psycopg.Cursor):
-    def execute_meanwhile(self, sql: str, params: Sequence[Any], work: Callable[[], None]) -> "_Cursor":
-        """Execute, with `work` done between sending it and reading the answer.
-
-        (Not by psycopg's pipeline: it ends with a message after which Postgres counts a process that freezes as one
-        that goes on sending, and `idle_in_transaction_session_timeout` would not free what that has locked.)
-        """
-        self._conn.wait(_once_sent(self._execute_gen(sql, params), work))
-        return self
-
-
-def _once_sent(steps: PQGen[None], work: Callable[[], None]) -> PQGen[None]:
-    """The steps of a statement, with `work` before the first wait for nothing but an answer."""
-    is_done, ready = False, cast("Any", None)  # as the first step is taken
-    with suppress(StopIteration):
-        while True:
-            wanted = steps.send(ready)
-            if wanted == Wait.R and not is_done:
-                is_done = True
-                work()
-            ready = yield wanted
 
 
 @contextmanager

@@ -11,6 +11,7 @@ from celery import shared_task
 from django.core.management import CommandError, call_command
 
 from tasks_app.conf import conf
+from tasks_app.seams.python import connect_to
 
 Number = int | float
 
@@ -79,7 +80,7 @@ def _connect(scheme: str, host: str, port: int | None, timeout: float) -> http.c
         raise ValueError(f"{host} ({address}) is not a public address; HTTP_REQUEST_ALLOW_PRIVATE would allow it.")
     cls = {"http": http.client.HTTPConnection, "https": http.client.HTTPSConnection}[scheme]
     connection = cls(host, port, timeout=timeout)
-    connection._create_connection = lambda _, *args: socket.create_connection((address, port), *args)
+    connect_to(connection, address, port)
     return connection
 
 

@@ -18,8 +18,11 @@ from queue import Empty
 from typing import Any
 
 from celery import signals
+from celery.app.amqp import AMQP
+from kombu.connection import ConnectionPool
+from kombu.connection import PooledConnection as KombusPooledConnection
 from kombu.exceptions import OperationalError
-from kombu.transport import TRANSPORT_ALIASES, redis, virtual
+from kombu.transport import redis
 from kombu.utils.encoding import bytes_to_str
 from kombu.utils.json import dumps
 from redis import Redis
@@ -28,6 +31,7 @@ from redis.exceptions import RedisError
 
 from tasks_app.formats import unpacked
 from tasks_app.messages import is_count, is_id
+from tasks_app.seams import kombu as seam
 from tasks_app.storable import DEEPEST, is_deeper
 
 logger = logging.getLogger(__name__)
@@ -52,29 +56,29 @@ class Malformed(ValueError):
     """An item that no worker could take; says why."""
 
 
-class Message(virtual.Message):
+class Message(seam.Message):
     #: Why no worker can take it, where Celery finds that out and drops it.
     flaw: Exception | None = None
 
-    def __init__(self, payload, channel=None, **kwargs):
+    def __init__(self, payload: Any, channel: Any = None, **kwargs: Any) -> None:
         try:
             _check(payload)
             headers = payload["headers"] = payload.get("headers") or {}  # with null, kombu could not put it back
-            channel._get_message_priority(payload)  # likewise with one that is no number it can round
+            channel.check_priority(payload)  # likewise with one that is no number it can round
             method = headers.get("compression")
             plain = payload | {"headers": headers | {"compression": None}} if method else payload
             super().__init__(plain, channel, **kwargs)
             if self.errors:
                 raise Malformed(repr(self.errors[0][1]))
             if method:  # not by kombu, which would unpack whatever it is
-                self._raw, self.headers, self.body = payload, headers, unpacked(self.body, method)
+                self.item, self.headers, self.body = payload, headers, unpacked(self.body, method)
         except Exception as error:
             raise _malformed(error) from error
 
-    def _decode(self):
+    def read_body(self) -> Any:
         """Celery calls this when it takes the message, having set which content types it accepts."""
         try:
-            body = super()._decode()
+            body = super().read_body()
             if self.content_type != "application/json" or _brackets(self.body or b"") > DEEPEST_BODY:
                 _check_depth(body, DEEPEST_BODY)
             _check_body(body, self.headers)
@@ -85,13 +89,14 @@ class Message(virtual.Message):
 
 
 @signals.task_rejected.connect
-def note_flaw(message, exc, **_) -> None:
+def note_flaw(message: Any, exc: Exception | None, **_: Any) -> None:
     """What Celery takes for no task, or for one that it cannot understand, it logs, and drops."""
-    message.flaw = exc or Malformed("it is no task")
+    if isinstance(message, Message):
+        message.flaw = exc or Malformed("it is no task")
 
 
-class QoS(redis.QoS):
-    def restore_by_tag(self, tag, client=None, leftmost=False):
+class QoS(seam.QoS):
+    def restore_by_tag(self, tag: str, client: Any = None, leftmost: bool = False) -> None:
         try:
             super().restore_by_tag(tag, client, leftmost)
         except _BROKER_ERRORS:
@@ -100,44 +105,44 @@ class QoS(redis.QoS):
             with self.channel.conn_or_acquire(client) as client:
                 if item := client.hget(self.unacked_key, tag):
                     self.channel.quarantine(self.unacked_key, item, error)
-                self._remove_from_indices(tag).execute()
+                self.forget(tag)
 
 
-class Channel(redis.Channel):
+class Channel(seam.Channel):
     Message = Message
     QoS = QoS
 
     #: Key and value of the last item that was taken off a list.
     _popped: tuple[bytes, bytes] | None = None
 
-    def _create_client(self, asynchronous=False):
+    def client_for(self, asynchronous: bool) -> Any:
         if self.connection is None or self.connection.client is None:  # Celery closes a lost connection twice
             raise RedisConnectionError("This channel's connection was lost, and is closed.")
         if asynchronous:
-            client = super()._create_client(asynchronous=True)
+            client = super().client_for(asynchronous=True)
             client.set_response_callback("BRPOP", self._remember)
             return client
         kept = self.__dict__.get("_kept_client")
         if kept is None or kept.connection_pool is not self.pool:  # the pool is made anew after a lost connection
-            kept = self._kept_client = super()._create_client()
+            kept = self._kept_client = super().client_for(asynchronous=False)
         return kept
 
-    def _purge(self, queue):
+    def queue_purge(self, queue: str, **kwargs: Any) -> Any:
         if on_purged is not None:
             on_purged(queue)
-        return super()._purge(queue)
+        return super().queue_purge(queue, **kwargs)
 
-    def _next_delivery_tag(self):
+    def new_tag(self) -> str:
         return f"{_chance.getrandbits(128):032x}"
 
-    def _remember(self, reply, **_):
+    def _remember(self, reply: Any, **_: Any) -> Any:
         self._popped = reply and tuple(reply)
         return self._popped
 
-    def _brpop_read(self, **options):
+    def read_item(self, **options: Any) -> Any:
         self._popped = None
         try:
-            return super()._brpop_read(**options)
+            return super().read_item(**options)
         except _BROKER_ERRORS:
             raise
         except Exception as error:
@@ -146,73 +151,97 @@ class Channel(redis.Channel):
             self.quarantine(*self._popped, error)
             return True
 
-    def _receive(self):
+    def read_broadcasts(self) -> bool:
         """Read the broadcasts that are there. kombu's own reads one first, and waits for it without end: a worker was
         seen to stand still for ever, where what its poll had announced had been read by then."""
         received = False
         try:
             while (connection := self.subclient.connection) is not None and connection.can_read(timeout=0):
-                received = bool(self._receive_one(self.subclient)) or received
+                received = bool(self.read_broadcast(self.subclient)) or received
         except self.connection_errors:
-            self._in_listen = False  # as kombu's own does, so that it subscribes again
+            self.subscribe_again()  # as kombu's own does
             raise
         return received
 
-    def _receive_one(self, c):
+    def read_broadcast(self, client: Any) -> Any:
         try:
-            return super()._receive_one(c)
+            return super().read_broadcast(client)
         except (Malformed, RecursionError) as error:
             logger.error("A broadcast was no message and is lost: %.300r", error)
 
-    def basic_consume(self, queue, no_ack, callback, *args, **kwargs):
-        def guarded(message):
+    def basic_consume(self, queue: str, no_ack: bool, callback: Callable, *args: Any, **kwargs: Any) -> Any:
+        def guarded(message: Message) -> Any:
             try:
                 taken = callback(message)
             except _BROKER_ERRORS:
                 raise
             except Exception as error:
                 logger.debug("Not taken: %r", message, exc_info=True)
-                self.quarantine(queue, dumps(message._raw), error)
+                self.quarantine(queue, dumps(message.item), error)
                 if not no_ack:
                     self.qos.reject(message.delivery_tag)
             else:
                 if message.flaw is not None:
-                    self.quarantine(queue, dumps(message._raw), message.flaw)
+                    self.quarantine(queue, dumps(message.item), message.flaw)
                 return taken
 
         return super().basic_consume(queue, no_ack, guarded, *args, **kwargs)
 
-    def _do_restore_message(self, payload, exchange, routing_key, pipe, leftmost=False):
+    def put_back(self, payload: Any, exchange: str, routing_key: str, pipe: Any, leftmost: bool) -> None:
         """As kombu's, which forgets what it cannot put back; the caller knows what to do with it."""
         Message(payload, channel=self)
-        if not any(self._lookup(exchange, routing_key)):
+        if not any(self.queues_for(exchange, routing_key)):
             raise Malformed(f"no queue takes exchange {exchange!r:.80} with routing key {routing_key!r:.80}")
-        super()._do_restore_message(payload, exchange, routing_key, pipe, leftmost)
+        super().put_back(payload, exchange, routing_key, pipe, leftmost)
 
     def quarantine(self, source: bytes | str, item: Any, error: Exception) -> None:
         """Keep an item of `source`, a queue's list or the hash of the unacknowledged, that no worker could take."""
-        key = self.keep(item)
+        key = keep(self, item)
         queue = bytes_to_str(source).rsplit(self.sep, 1)[0]
         logger.error("An item of %s could not be taken: %.300r. It is now in the broker's list %s.", queue, error, key)
         _tell_refused(item, error)
-
-    def keep(self, item: Any) -> str:
-        """Put an item into the quarantine; the name of that list."""
-        key = self.global_keyprefix + QUARANTINE  # by a plain client: kombu's knows no LTRIM
-        with Redis(connection_pool=self.pool).pipeline() as pipe:
-            pipe.lpush(key, item)
-            pipe.ltrim(key, 0, KEPT - 1)
-            pipe.execute()
-        return key
 
 
 class Transport(redis.Transport):
     Channel = Channel
 
 
-def use() -> None:
-    """Have every `redis://` and `rediss://` address of this process use it."""
-    TRANSPORT_ALIASES.update(dict.fromkeys(("redis", "rediss"), f"{__name__}:Transport"))
+class _Connecting:
+    """A connection whose `redis://` and `rediss://` addresses mean the transport of this module."""
+
+    def get_transport_cls(self) -> type:
+        cls = super().get_transport_cls()  # type: ignore[misc]
+        return Transport if cls is redis.Transport else cls
+
+
+class Connection(_Connecting, seam.Connection):
+    def Pool(self, limit: int | None = None, **kwargs: Any) -> ConnectionPool:
+        return Pool(self, limit, **kwargs)
+
+
+class PooledConnection(_Connecting, KombusPooledConnection):
+    """One that a pool has made, which would make another class of it."""
+
+
+class Pool(ConnectionPool):
+    def new(self) -> PooledConnection:
+        return PooledConnection(self, **self.connection.info())
+
+
+class BrokerSide(AMQP):
+    """What an app of the console knows of its broker. Other apps, and other users of kombu, keep kombu's transport."""
+
+    Connection = Connection
+
+
+def keep(channel: redis.Channel, item: Any) -> str:
+    """Put an item into the quarantine of a channel's broker; the name of that list."""
+    key = channel.global_keyprefix + QUARANTINE  # by a plain client: kombu's knows no LTRIM
+    with Redis(connection_pool=channel.pool).pipeline() as pipe:
+        pipe.lpush(key, item)
+        pipe.ltrim(key, 0, KEPT - 1)
+        pipe.execute()
+    return key
 
 
 def sent_in(item: bytes | str) -> list[tuple[str, int]]:

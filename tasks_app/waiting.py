@@ -22,13 +22,14 @@ from celery.exceptions import TaskRevokedError, TimeoutError
 from celery.result import AsyncResult, ResultSet
 from celery.states import PROPAGATE_STATES
 from django.db import InterfaceError, OperationalError, connection
-from django_celery_results.backends.database import DatabaseBackend
 from django_celery_results.models import TaskResult
 from kombu.exceptions import DecodeError
 
 from tasks_app import states
 from tasks_app.execution import DATABASE_PATIENCE
 from tasks_app.models import FORGOTTEN, TaskRecord
+from tasks_app.seams.celery import Result, known_of, learn, parents_of
+from tasks_app.seams.results import ResultsBackend
 from tasks_app.statements import execute
 from tasks_app.storable import printable
 
@@ -83,7 +84,7 @@ LIMIT 1
 """
 
 
-class WaitingBackend(DatabaseBackend):
+class WaitingBackend(ResultsBackend):
     """What Celery's results ask of a backend while they wait: as its Redis backend does it, from Postgres."""
 
     supports_native_join = True
@@ -99,7 +100,7 @@ class WaitingBackend(DatabaseBackend):
         Raises celery.exceptions.TimeoutError after `timeout` seconds, and the task's exception, or that of a parent;
         RuntimeError where there is no timeout and the task was submitted in the transaction at hand.
         """
-        self._ensure_not_eager()
+        self.refuse_eager()
         follows = getattr(on_interval, "fun", None)  # Celery's own: it raises the exception of a parent
         parents = {parent.id: parent for parent in _unknown(_parents(result))} if follows else {}
         own = on_message and (lambda meta: on_message(meta) if meta["task_id"] == str(result.id) else None)
@@ -118,7 +119,7 @@ class WaitingBackend(DatabaseBackend):
         self, result, timeout=None, interval=DEFAULT_INTERVAL, no_ack=True, on_message=None, on_interval=None
     ):
         """(id, meta) of each member of a ResultSet as it ends; (id, members) of a group in it, once all of it has."""
-        self._ensure_not_eager()
+        self.refuse_eager()
         waiting = defaultdict(list)
         unknown = []
         for node in result.results:
@@ -170,7 +171,7 @@ class WaitingBackend(DatabaseBackend):
             waiting[result.id].append(result)
         for task_id, meta in self.get_many(waiting, **asked):
             for result in waiting[task_id]:
-                result._maybe_set_cache(meta)
+                learn(result, meta)
             yield task_id, meta
 
     def _looks(self, left: dict, timeout, interval, on_interval, is_told: bool) -> Iterator[list[dict]]:
@@ -199,7 +200,7 @@ class WaitingBackend(DatabaseBackend):
             time.sleep(pause if timeout is None else min(pause, timeout - waited))
             asked_at = time.monotonic()
 
-    def _get_task_meta_for(self, task_id):
+    def meta_for(self, task_id):
         """As django-celery-results tells it; where that has no result, as the record does."""
         known = next(self._metas([str(task_id)], also_unended=True), None)
         return known or {"task_id": task_id, "status": states.PENDING, "result": None}
@@ -240,14 +241,14 @@ class WaitingBackend(DatabaseBackend):
             known["status"] = state
 
 
-class RecordedResult(AsyncResult):
+class RecordedResult(Result):
     """Celery's, which reads each parent by itself, before a wait and at each look of it."""
 
-    def _maybe_reraise_parent_error(self):
-        if self._cache is not None:  # else the wait that follows looks at them
+    def raise_for_parents(self):
+        if known_of(self) is not None:  # else the wait that follows looks at them
             self.backend.read_ended(_parents(self))
         for parent in _parents(self):
-            if parent._cache is not None:
+            if known_of(parent) is not None:
                 parent.maybe_throw()
 
 
@@ -262,18 +263,18 @@ def _leaves(nodes: Iterable) -> Iterator:
 
 def _parents(result) -> list:
     """The tasks that came before, the first of them first."""
-    return list(_leaves(reversed(list(result._parents()))))
+    return list(_leaves(reversed(parents_of(result))))
 
 
 def _unknown(nodes: Iterable) -> list:
     """Of the tasks of these, those whose end has not been seen, and is to be."""
-    return [leaf for leaf in _leaves(nodes) if leaf._cache is None and not leaf.ignored]
+    return [leaf for leaf in _leaves(nodes) if known_of(leaf) is None and not leaf.ignored]
 
 
 def _outcome(node, meta: dict | None = None):
     if isinstance(node, ResultSet):
         return list(node.results)
-    return meta or node._cache or {"task_id": node.id, "status": states.PENDING, "result": None}  # ignored
+    return meta or known_of(node) or {"task_id": node.id, "status": states.PENDING, "result": None}  # ignored
 
 
 def _possible(task_ids: Iterable[str]) -> list[str]:

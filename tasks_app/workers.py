@@ -7,7 +7,6 @@ worker` have it, those within a test (celery.contrib.testing) too, and those of 
 import asyncio
 import inspect
 import logging
-import os
 import threading
 import time
 from collections.abc import Awaitable, Callable, Container
@@ -15,11 +14,11 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from weakref import WeakSet
 
-from asgiref.sync import SyncToAsync, sync_to_async
+from asgiref.sync import sync_to_async
 from billiard.common import TERM_SIGNAME
 from billiard.exceptions import WorkerLostError
 from celery import bootsteps
-from celery._state import _task_stack
+from celery.app import pop_current_task, push_current_task
 from celery.apps.worker import Worker
 from celery.concurrency import prefork, thread
 from celery.exceptions import ImproperlyConfigured
@@ -27,7 +26,6 @@ from celery.platforms import signals
 from celery.signals import worker_process_init, worker_process_shutdown, worker_shutting_down
 from celery.worker import state
 from celery.worker.control import control_command
-from celery.worker.request import Request
 from click import ClickException
 from django.db import DatabaseError, connection, connections
 from django.db.backends.signals import connection_created
@@ -44,6 +42,8 @@ from tasks_app.publishing import GEN_HEADER
 from tasks_app.queues import Reading
 from tasks_app.recording import current_app
 from tasks_app.relay.loop import Relay
+from tasks_app.seams.asgiref import renew_after_fork
+from tasks_app.seams.celery import WorkerRequest, context_of, is_spawned_child
 
 logger = logging.getLogger(__name__)
 
@@ -84,9 +84,10 @@ class Upkeep(bootsteps.StartStopStep):
         worker_shutting_down.connect(self.begin_end, sender=worker.hostname)
 
     def create(self, worker):
+        self.app, self.threads = worker.app, set()
         self.relay, self.leases = WorkerRelay(worker), Leases(worker.app)
         if isinstance(worker.pool, thread.TaskPool):
-            worker.pool.executor = ThreadPoolExecutor(worker.pool.limit, initializer=worker.app.set_current)
+            worker.pool.executor = ThreadPoolExecutor(worker.pool.limit, initializer=self.begin_thread)
 
     def start(self, worker):
         worker.app.set_current()  # by which `solo` finds its tasks; start_worker of another app makes that the default
@@ -95,11 +96,15 @@ class Upkeep(bootsteps.StartStopStep):
         if self.has_children:
             busy_threads.add(threading.get_ident())
         else:
-            own = threading.current_thread()
-            self.opened = Opened(lambda: {own, *getattr(getattr(worker.pool, "executor", None), "_threads", ())})
+            self.threads.add(threading.current_thread())
+            self.opened = Opened(self.threads)
             start_child()
         self.relay.start()
         self.leases.start()
+
+    def begin_thread(self):
+        self.app.set_current()
+        self.threads.add(threading.current_thread())
 
     def begin_end(self, **_):
         """The process was told to end. Called in a signal's handler: whatever blocks must be done by another thread."""
@@ -165,13 +170,13 @@ class WorkerRelay(Relay):
 class Opened:
     """The connections to the database that some threads open, in coroutines too, to be closed when they have ended."""
 
-    def __init__(self, threads: Callable[[], Container[threading.Thread]]):
+    def __init__(self, threads: Container[threading.Thread]):
         self.threads = threads
         self.connections: WeakSet = WeakSet()
         connection_created.connect(self._note)
 
     def _note(self, connection, **_) -> None:
-        if threading.current_thread() in self.threads():
+        if threading.current_thread() in self.threads:
             self.connections.add(connection)
 
     def close(self) -> None:
@@ -207,35 +212,30 @@ def _call_shutdown_hooks() -> None:
         event_loop_runner().run(_call_all(_on_shutdown))
 
 
-def _renew_executor() -> None:
-    """That of asgiref, whose thread runs the ORM for coroutines: a child would wait for its parent's for ever."""
-    SyncToAsync.single_thread_executor = ThreadPoolExecutor(max_workers=1)
-
-
-os.register_at_fork(after_in_child=_renew_executor)
-if os.environ.get("FORKED_BY_MULTIPROCESSING"):  # a child that was not forked knows nothing of its parent's bootsteps
+renew_after_fork()
+if is_spawned_child():  # a child that was not forked knows nothing of its parent's bootsteps
     worker_process_init.connect(start_child)
     worker_process_shutdown.connect(end_child)
 
 
-class ConsoleRequest(Request):
+class ConsoleRequest(WorkerRequest):
     """A message's run, as the worker's parent process sees it."""
 
     def __init__(self, message, *args, **kwargs):
         super().__init__(message, *args, **kwargs)
-        self.is_recorded = GEN_HEADER in self._request_dict
+        self.is_recorded = GEN_HEADER in self.request_dict
         if self.is_recorded:
-            self._eta = self._expires = None  # the record's to say, whatever the message does
+            self.forget_times()  # the record's to say
 
     def revoked(self):
         """As Celery judges it, but that an id which was revoked once may be given to a new task."""
-        if self.is_recorded and self.id in state.revoked and not self._already_revoked and self._waits():
+        if self.is_recorded and self.id in state.revoked and not self.was_revoked and self._waits():
             return False
         return super().revoked()
 
     def _waits(self) -> bool:
         with suppress(DatabaseError):
-            return TaskRecord.objects.waiting().filter(task_id=self.id, gen=gen_of(self._context)).exists()
+            return TaskRecord.objects.waiting().filter(task_id=self.id, gen=gen_of(context_of(self))).exists()
         return False
 
     def terminate(self, pool, signal=None):
@@ -247,22 +247,23 @@ class ConsoleRequest(Request):
         exc = getattr(exc_info.exception, "exc", exc_info.exception)
         if isinstance(exc, MemoryError):  # at which Celery would end the worker; the task has failed, that is all
             exc_info.exception = RuntimeError(f"MemoryError: {exc}")
-        is_lost = isinstance(exc, WorkerLostError | SystemExit | KeyboardInterrupt) and not self._already_revoked
+        is_lost = isinstance(exc, WorkerLostError | SystemExit | KeyboardInterrupt) and not self.was_revoked
         if is_lost and self.task.acks_late and self.task.reject_on_worker_lost and not self.task.retry_on_worker_lost:
             # Celery puts the message back, which is void by then, and tells nobody.
-            self.task.backend.mark_as_lost(self.id, gen_of(self._context), f"its process has ended: {exc!r:.300}")
+            self.task.backend.mark_as_lost(self.id, gen_of(context_of(self)), f"its process has ended: {exc!r:.300}")
         return super().on_failure(exc_info, send_failed_event, return_ok)
 
-    def _retry_worker_lost(self, exc, exc_info):
+    def retry_lost(self, exc, exc_info):
         """As the run itself would retry: what Celery sends then is the run's next one."""
-        self._context.called_directly = False
-        _task_stack.push(self.task)
-        self.task.request_stack.push(self._context)
+        context = context_of(self)
+        context.called_directly = False
+        push_current_task(self.task)
+        self.task.request_stack.push(context)
         try:
-            return super()._retry_worker_lost(exc, exc_info)
+            return super().retry_lost(exc, exc_info)
         finally:
             self.task.request_stack.pop()
-            _task_stack.pop()
+            pop_current_task()
 
 
 @control_command(variadic="task_id", signature="[id1 [id2 [...]]]")

@@ -14,6 +14,7 @@ from django.template.loader import render_to_string
 
 from scheduling_app.form_fields import WallTimeField, placed, wall, zones
 from scheduling_app.models import Calendar, Window
+from scheduling_app.seams.django import PartlyValidated
 from scheduling_app.timing import clocks
 from scheduling_app.timing.blackout import Dated, Recurring, check_number, window
 from scheduling_app.timing.kinds import TimingError
@@ -45,9 +46,11 @@ class CalendarForm(forms.ModelForm):
         return name
 
 
-class WindowForm(forms.ModelForm):
+class WindowForm(PartlyValidated):
     """A window: recurring, or dated, in its calendar's zone."""
 
+    # What a window needs is said here at the field; the model's constraint would say it once more.
+    checked_here = frozenset({"cron"})
     start_at = WallTimeField(label="From", required=False)
     end_at = WallTimeField(label="Until", required=False)
 
@@ -68,10 +71,6 @@ class WindowForm(forms.ModelForm):
     def has_changed(self) -> bool:
         """Also with its calendar's zone, if it is dated: what was typed stays, what it means does not."""
         return super().has_changed() or (self.instance.start_at is not None and self.zone != self.stored_zone)
-
-    def _get_validation_exclusions(self):
-        # What a window needs is said here at the field; the model's constraint would say it once more.
-        return super()._get_validation_exclusions() | {"cron"}  # type: ignore[misc]
 
     def clean(self):
         super().clean()

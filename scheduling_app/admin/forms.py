@@ -17,6 +17,7 @@ from django.utils.html import format_html
 from scheduling_app.form_fields import ArgumentsField, WallTimeField, placed, wall
 from scheduling_app.models import Calendar, Schedule, default_timezone
 from scheduling_app.pages.preview import Preview, preview_of
+from scheduling_app.seams.django import PartlyValidated
 from scheduling_app.signatures import parameters_of, registered_tasks
 from scheduling_app.sources.fields import FIELDS, Field, Part, label_of, names, rule_complaints, sentences
 from scheduling_app.sources.rules import BLANK, TIMING, Complaint, call_complaints, past_complaint
@@ -35,9 +36,11 @@ def number(field: Field) -> forms.IntegerField:
     return forms.IntegerField(required=False, min_value=field.least, max_value=field.most, initial=initial)
 
 
-class PlanForm(forms.ModelForm):
+class PlanForm(PartlyValidated):
     """When a schedule fires, and by which policies. Once valid, `timing` is what the schedulers go by."""
 
+    # That a kind has what it needs is said here at the field; the model's constraint would say it once more.
+    checked_here = frozenset({"kind"})
     run_at = WallTimeField(required=False)
     timezone = forms.CharField(
         max_length=64,
@@ -105,10 +108,6 @@ class PlanForm(forms.ModelForm):
     def clean_blackout_action(self) -> str:
         return self.cleaned_data["blackout_action"] or Schedule.BlackoutAction.SKIP
 
-    def _get_validation_exclusions(self):
-        # That a kind has what it needs is said here at the field; the model's constraint would say it once more.
-        return super()._get_validation_exclusions() | {"kind"}  # type: ignore[misc]
-
     def clean(self):
         super().clean()
         self._clear_what_does_not_apply()
@@ -172,6 +171,8 @@ class PlanForm(forms.ModelForm):
 class ScheduleForm(PlanForm):
     """All of a schedule, as people define it. One that is declared in code can be switched on and off here, no more."""
 
+    # A TextField's own cleaning would make Python's repr of a list.
+    checked_here = PlanForm.checked_here | {"args", "kwargs", "headers"}
     task = forms.ChoiceField()
     args = ArgumentsField(list)
     kwargs = ArgumentsField(dict)
@@ -219,10 +220,6 @@ class ScheduleForm(PlanForm):
         field = self.fields[name]
         assert isinstance(field, forms.ChoiceField)
         field.choices = choices
-
-    def _get_validation_exclusions(self):
-        # A TextField's own cleaning would make Python's repr of a list.
-        return super()._get_validation_exclusions() | {"args", "kwargs", "headers"}
 
     def clean(self):
         super().clean()

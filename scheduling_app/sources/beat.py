@@ -12,11 +12,11 @@ from typing import Any
 
 from celery import schedules
 from cronsim import CronSimError
-from cronsim.cronsim import Field
 from django.conf import settings
 
 from scheduling_app.json_text import JSONTextError, read_json
 from scheduling_app.models import Schedule
+from scheduling_app.seams.cronsim import Field
 from scheduling_app.sources.fields import Part, names
 from scheduling_app.sources.found import Found, Over, Refused, check
 from scheduling_app.sources.rules import queue_notes

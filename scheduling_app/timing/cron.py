@@ -18,8 +18,8 @@ from datetime import UTC, date, datetime, timedelta
 from functools import lru_cache
 
 from cronsim import CronSim, CronSimError
-from cronsim.cronsim import RANGES, Field
 
+from scheduling_app.seams.cronsim import RANGES, Field
 from scheduling_app.timing.clocks import SECOND, TimingError
 
 DAY = timedelta(days=1)

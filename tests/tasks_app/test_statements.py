@@ -6,6 +6,8 @@ import psycopg
 import pytest
 from django.db import DataError, OperationalError, connection, transaction
 
+from tasks_app import statements
+from tasks_app.seams import psycopg as seam
 from tasks_app.statements import brief_transaction, execute, meanwhile
 from tests.acceptance.processes import eventually
 
@@ -23,6 +25,20 @@ def test_while_postgres_is_at_a_long_statement_something_else_is_done():
     assert ended - done[0] > 0.1
     execute("SELECT 1", [], is_long=True)
     assert len(done) == 1
+
+
+def test_with_a_psycopg_that_lets_nobody_in_between_it_is_done_before(monkeypatch):
+    monkeypatch.delattr("psycopg._cursor_base.BaseCursor._execute_gen")
+    assert seam.chosen() is seam.PlainCursor
+    monkeypatch.undo()
+
+    monkeypatch.setattr(statements, "Cursor", seam.PlainCursor)
+    connection.ensure_connection()
+    monkeypatch.delattr(connection.connection, "console_cursor", raising=False)
+    done = []
+    with meanwhile(lambda: done.append(execute("SELECT 1", []).fetchone())):
+        assert execute("SELECT %s", [2], is_long=True).fetchone() == (2,)
+    assert done == [(1,)]
 
 
 def test_a_process_that_freezes_meanwhile_is_idle_in_its_transaction():

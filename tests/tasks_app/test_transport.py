@@ -5,16 +5,18 @@ import os
 import random
 import time
 
+import kombu
 import pytest
-from celery import signals
+from celery import Celery, signals
 from django.conf import settings
 from django.db import DatabaseError
-from kombu import Connection, Consumer, Queue
+from kombu import Consumer, Queue, pools
 from redis import Redis
 from redis.exceptions import ConnectionError as RedisConnectionError
 
 from tasks_app import transport
-from tasks_app.transport import QUARANTINE
+from tasks_app.outbox import RecordingCelery
+from tasks_app.transport import QUARANTINE, Connection
 
 URL = settings.CELERY_BROKER_URL.rpartition("/")[0] + "/8"  # a database of these tests' own
 QUEUE = "transport"
@@ -231,6 +233,23 @@ def test_no_two_messages_have_the_same_tag_whatever_tasks_and_forks_do_to_chance
     os.waitpid(pid, 0)
     tags = [tag(), tag(), os.read(reader, 100).decode()]
     assert len(set(tags)) == 3, tags
+
+
+def test_other_apps_and_other_users_of_kombu_keep_its_transport(redis):
+    other = Celery(broker=URL, set_as_current=False, fixups=[])
+    for theirs in (kombu.Connection(URL), other.connection_for_write()):
+        assert theirs.get_transport_cls() is kombu.transport.redis.Transport
+        assert pools.connections[theirs] is not pools.connections[Connection(URL)]
+    assert pools.connections[Connection(URL)] is pools.connections[Connection(URL)]
+
+
+def test_every_connection_of_an_app_of_the_console_has_its_own_also_after_a_failover(redis):
+    app = RecordingCelery(broker=f"{URL};{URL}", set_as_current=False, fixups=[])
+    with app.connection_for_write() as own, app.pool.acquire() as pooled, app.publisher.producers.acquire() as producer:
+        for connection in (own, own.clone(), pooled, producer.connection):
+            assert type(connection.transport) is transport.Transport
+            connection.maybe_switch_next()
+            assert type(connection.transport) is transport.Transport
 
 
 def test_a_channel_keeps_its_client(connection):

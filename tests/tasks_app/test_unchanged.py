@@ -79,6 +79,13 @@ def test_a_task_that_cannot_be_claimed_is_refused_by_name(other_app):
         other_app.task(nothing, name="own_backend", backend="cache", **NOW)
 
 
+@pytest.mark.django_db
+def test_a_task_from_a_class_whose_signature_celery_does_not_check_can_be_submitted_many_times(other_app):
+    other_app.register_task(Plain())
+    results = CeleryClient(other_app).submit_many("plain", [([], {}), ([], {})])
+    assert objects.filter(task_id__in=[result.id for result in results]).count() == 2
+
+
 def test_a_task_keeps_its_signature_and_its_type(other_app):
     task = other_app.register_task(Plain())
     assert isinstance(task, Plain)

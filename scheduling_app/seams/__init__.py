@@ -1,0 +1,1 @@
+"""Private names of APScheduler, cronsim and Django's forms; the room itself is described in tasks_app/seams."""
