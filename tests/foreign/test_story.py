@@ -17,6 +17,7 @@ VARIATIONS = {
         "SHOP_LANGUAGE": "de",
         "SHOP_SCRIPT_NAME": "/ops-app",
         "SHOP_NAMESPACE": "SHOP_CELERY",
+        "SHOP_ADMIN": "plain",
         "SHOP_SECOND_APP": "1",
         "SHOP_REPLICA": "shop_replica",
         "SHOP_LOGIN_URL": "/ops-app/office/login/",
