@@ -17,7 +17,7 @@ from scheduling_app.ledger.backfill import BackfillError, DueTime
 from scheduling_app.ledger.policies import Run
 from scheduling_app.models import Backfill, Schedule, ScheduleRun
 from scheduling_app.sources.fields import COLUMNS
-from scheduling_app.timing.kinds import TimingError
+from scheduling_app.timing.clocks import TimingError
 from tasks_app import moments
 from tasks_app.history import log
 

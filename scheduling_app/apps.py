@@ -7,7 +7,7 @@ class SchedulingConfig(AppConfig):
     name = "scheduling_app"
     verbose_name = "Schedules"
 
-    def ready(self):
+    def ready(self) -> None:
         from scheduling_app import checks  # noqa: F401 registers them
         from scheduling_app.sources.rules import check_saved
 

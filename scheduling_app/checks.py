@@ -1,4 +1,7 @@
-from django.core.checks import Tags, Warning, register
+from collections.abc import Collection
+from typing import Any
+
+from django.core.checks import CheckMessage, Tags, Warning, register
 from django.db import DEFAULT_DB_ALIAS, OperationalError, ProgrammingError
 
 from scheduling_app.sources import drift
@@ -6,7 +9,7 @@ from tasks_app.conf import DATABASE_SETTING
 
 
 @register(Tags.database)
-def schedules_would_run(app_configs, databases, **_):
+def schedules_would_run(app_configs: Any, databases: Collection[str] | None, **_: Any) -> list[CheckMessage]:
     """Each schedule's task must be here and take its arguments. (It needs `--database default`.)"""
     if DEFAULT_DB_ALIAS not in (databases or ()):
         return []

@@ -21,7 +21,8 @@ from django.apps import apps
 from scheduling_app.models import Schedule
 from scheduling_app.sources.fields import COLUMNS, all_but
 from scheduling_app.sources.rules import ScheduleRefused, complaints
-from scheduling_app.timing.kinds import TimingError, parse_every
+from scheduling_app.timing.clocks import TimingError
+from scheduling_app.timing.kinds import parse_every
 from tasks_app import moments
 
 _FIELDS = {name: column for name, column in COLUMNS.items() if name != "enabled"}

@@ -3,6 +3,7 @@
 import json
 from datetime import datetime, tzinfo
 from functools import cache
+from typing import Any
 
 from django import forms
 from django.core.exceptions import ValidationError
@@ -20,11 +21,11 @@ class ArgumentsField(forms.CharField):
 
     widget = forms.Textarea(attrs={"rows": 2, "spellcheck": "false", "class": "schedule-json"})
 
-    def __init__(self, shape: type, **kwargs):
+    def __init__(self, shape: type, **kwargs: Any) -> None:
         super().__init__(required=False, initial=shape, max_length=LONGEST_JSON, strip=False, **kwargs)
         self.shape = shape
 
-    def to_python(self, value):
+    def to_python(self, value: Any) -> Any:
         if isinstance(value, self.shape):  # what a field holds that cannot be edited
             return value
         text = super().to_python(value) or ""
@@ -38,15 +39,15 @@ class ArgumentsField(forms.CharField):
             raise ValidationError(f"Write {_SHAPES[self.shape]}, not {_what(parsed)}.")
         return parsed
 
-    def clean(self, value):
+    def clean(self, value: Any) -> Any:
         if not isinstance(value, self.shape):
             self.run_validators(value or "")  # the length and NUL are those of the text
         return self.to_python(value)
 
-    def prepare_value(self, value):
+    def prepare_value(self, value: Any) -> Any:
         return value if isinstance(value, str) else printable(json.dumps(value, ensure_ascii=False))
 
-    def has_changed(self, initial, data):
+    def has_changed(self, initial: Any, data: Any) -> bool:
         if self.disabled:
             return False
         try:
@@ -60,10 +61,10 @@ class WallTimeField(forms.DateTimeField):
 
     widget = forms.DateTimeInput(format="%Y-%m-%dT%H:%M:%S", attrs={"type": "datetime-local"})
 
-    def prepare_value(self, value):
+    def prepare_value(self, value: Any) -> Any:
         return value
 
-    def to_python(self, value) -> datetime | None:
+    def to_python(self, value: Any) -> datetime | None:
         if value in self.empty_values:
             return None
         try:
@@ -101,6 +102,6 @@ def placed(moment: datetime, zone: tzinfo) -> datetime:
     return found
 
 
-def _what(value) -> str:
+def _what(value: Any) -> str:
     kinds = {dict: "an object", list: "a list", str: "a text", bool: "true or false", type(None): "null"}
     return kinds.get(type(value), "a number")

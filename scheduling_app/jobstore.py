@@ -26,7 +26,8 @@ from scheduling_app.models import Schedule
 from scheduling_app.outages import is_away
 from scheduling_app.seams.apscheduler import JobStore
 from scheduling_app.sources.rules import check
-from scheduling_app.timing.kinds import MICROSECOND, Cron, Date, Interval, Timing, TimingError
+from scheduling_app.timing.clocks import TimingError
+from scheduling_app.timing.kinds import MICROSECOND, Cron, Date, Interval, Timing
 from tasks_app.recording import current_app
 from tasks_app.statements import meanwhile
 
@@ -69,7 +70,7 @@ def trigger_for(timing: Timing) -> TimingTrigger:
 
 
 class ScheduleJobStore(JobStore):
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__()
         self._was_away = self._away = self._has_failed = self._is_busy = False
         self._released = 0
@@ -184,7 +185,7 @@ class ScheduleJobStore(JobStore):
         connections.close_all()
 
 
-def _definition(job: Job) -> dict:
+def _definition(job: Job) -> dict[str, Any]:
     """A job's fields as those of a Schedule."""
     if not isinstance(job.func, Task):
         raise ValueError(f"{job.func_ref or job.func!r} is not a Celery task: a schedule runs one, in a worker.")
@@ -198,7 +199,7 @@ def _definition(job: Job) -> dict:
     }
 
 
-def timing_fields(trigger) -> dict:
+def timing_fields(trigger: BaseTrigger | Timing) -> dict[str, Any]:
     """A trigger's timing as the fields of a Schedule."""
     timing = trigger.timing if isinstance(trigger, TimingTrigger) else trigger
     match timing:

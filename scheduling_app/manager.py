@@ -16,7 +16,7 @@ from django.conf import settings
 from django.db import Error
 
 from scheduling_app.jobstore import POLL, ScheduleJobStore, timing_fields
-from scheduling_app.models import CHANGED_CHANNEL, Schedule
+from scheduling_app.models import CHANGED_CHANNEL, Schedule, ScheduleQuerySet
 from scheduling_app.sources.fields import FIELDS, Part, all_but, names
 from scheduling_app.sources.rules import ScheduleRefused, check
 from scheduling_app.timing.kinds import Cron, Date, Interval, Timing, parse_every
@@ -137,7 +137,7 @@ class ApsSchedulerManager:
         else:
             self._waiting[name] = fields
 
-    def _existing(self, name: str):
+    def _existing(self, name: str) -> ScheduleQuerySet:
         schedules = Schedule.objects.filter(name=name)
         if not schedules.exists():
             raise JobLookupError(name)

@@ -8,7 +8,7 @@ or stale ones included; their row locks only share the work out.
 from collections.abc import Iterable, Sequence
 from datetime import datetime
 from operator import attrgetter
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from django.conf import settings
 from django.core.validators import MaxValueValidator, MinValueValidator
@@ -25,6 +25,8 @@ from tasks_app.statements import execute_many, rowset
 if TYPE_CHECKING:
     from scheduling_app.ledger.policies import Run
 
+Row = TypeVar("Row", bound=models.Model)
+
 #: Channel on which a database trigger tells of each change of a schedule.
 CHANGED_CHANNEL = "schedules_changed"
 
@@ -33,20 +35,21 @@ def default_timezone() -> str:
     return settings.TIME_ZONE
 
 
-def locked(rows: models.QuerySet) -> models.QuerySet:
+def locked(rows: models.QuerySet[Row]) -> models.QuerySet[Row]:
     """These rows, locked for the caller's transaction, with the database's time as `database_now`.
 
     Those that another scheduler holds are left to it.
     """
-    return rows.annotate(database_now=moments.Now()).select_for_update(skip_locked=True, of=("self",))
+    annotated: Any = rows.annotate(database_now=moments.Now())
+    return annotated.select_for_update(skip_locked=True, of=("self",))
 
 
 class ScheduleQuerySet(models.QuerySet["Schedule"]):
-    def changed(self, limit: int):
+    def changed(self, limit: int) -> "models.QuerySet[Schedule]":
         """Schedules whose next time is to be computed anew; locked, those of other schedulers left to them."""
         return locked(self.filter(changed_at__isnull=False).order_by("changed_at"))[:limit]
 
-    def due(self, limit: int, newest_first: bool = False):
+    def due(self, limit: int, newest_first: bool = False) -> "models.QuerySet[Schedule]":
         """Schedules to fire, judged by the database's clock, which each row brings along as `database_now`."""
         order = "-next_fire_at" if newest_first else "next_fire_at"
         return locked(self.filter(enabled=True, next_fire_at__lte=Now()).order_by(order))[:limit]
@@ -71,7 +74,7 @@ class Calendar(models.Model):
     class Meta:
         ordering = ["name"]
 
-    def __str__(self):
+    def __str__(self) -> str:
         return self.name
 
     def blackout(self) -> blackout.Blackout:
@@ -103,7 +106,7 @@ class Window(models.Model):
             ),
         ]
 
-    def __str__(self):
+    def __str__(self) -> str:
         return f"{self.cron} for {self.minutes} minutes" if self.cron else f"{self.start_at} to {self.end_at}"
 
 
@@ -230,10 +233,10 @@ class Schedule(models.Model):
             ),
         ]
 
-    def __str__(self):
+    def __str__(self) -> str:
         return self.name
 
-    def save(self, *args, update_fields=None, **kwargs):
+    def save(self, *args: Any, update_fields: Iterable[str] | None = None, **kwargs: Any) -> None:
         """A save of an existing row leaves alone what schedulers write: a form may hold values from before they did."""
         if update_fields is None and not self._state.adding:
             fields = [field for field in self._meta.concrete_fields if not field.primary_key]
@@ -256,7 +259,7 @@ class Schedule(models.Model):
 
 
 class ScheduleRunQuerySet(models.QuerySet["ScheduleRun"]):
-    def unfinished(self):
+    def unfinished(self) -> "ScheduleRunQuerySet":
         """Those whose tasks wait or run."""
         return self.filter(record__state__in=states.UNREADY_STATES)
 
@@ -306,7 +309,7 @@ class Backfill(models.Model):
         ordering = ["-pk"]
         indexes = [models.Index(fields=["id"], name="backfill_running", condition=models.Q(state="running"))]
 
-    def __str__(self):
+    def __str__(self) -> str:
         return f"Backfill {self.pk} of {self.schedule_id}"
 
 
@@ -359,7 +362,7 @@ class ScheduleRun(models.Model):
             ),
         ]
 
-    def __str__(self):
+    def __str__(self) -> str:
         return f"{self.schedule_id} at {self.scheduled_for:%Y-%m-%d %H:%M:%S}"
 
 

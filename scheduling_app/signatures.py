@@ -34,7 +34,7 @@ def parameters_of(task: Task) -> str:
     return text if len(text) <= LONGEST else f"{text[: LONGEST - 1]}…"
 
 
-def arguments_of(schedule: "Schedule", scheduled_for: datetime) -> tuple[list, dict]:
+def arguments_of(schedule: "Schedule", scheduled_for: datetime) -> tuple[list[Any], dict[str, Any]]:
     """The arguments of a schedule's task for one due time."""
     if not schedule.due_kwarg:
         return schedule.args, schedule.kwargs
@@ -89,7 +89,7 @@ def header_fault(headers: Any) -> str:
     return ""
 
 
-def misfit(task: Task, args: list, kwargs: dict) -> tuple[str, str] | None:
+def misfit(task: Task, args: list[Any], kwargs: dict[str, Any]) -> tuple[str, str] | None:
     """Why these arguments do not fit a task, as ("args" or "kwargs", complaint); by the check that `delay` makes."""
     return _misfit(task, len(args), tuple(kwargs)) if task.typing else None
 
@@ -106,7 +106,7 @@ def _misfit(task: Task, number: int, names: tuple[str, ...]) -> tuple[str, str] 
     return None
 
 
-def _complaint(task: Task, args: list, kwargs: dict, error: TypeError) -> tuple[str, str]:
+def _complaint(task: Task, args: list[Any], kwargs: dict[str, Any], error: TypeError) -> tuple[str, str]:
     signature = inspect.signature(task.run)
     try:
         signature.bind(*args, **kwargs)

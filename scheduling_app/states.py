@@ -13,7 +13,7 @@ from scheduling_app.ledger.marks import FIELDS, Mark
 from scheduling_app.ledger.policies import PUNCTUAL
 from scheduling_app.models import Schedule, ScheduleRun
 from scheduling_app.signatures import drift, queue_of
-from scheduling_app.timing.kinds import TimingError
+from scheduling_app.timing.clocks import TimingError
 from tasks_app import moments
 from tasks_app.storable import printable
 

@@ -17,7 +17,7 @@ from scheduling_app.models import Calendar, Window
 from scheduling_app.seams.django import PartlyValidated
 from scheduling_app.timing import clocks
 from scheduling_app.timing.blackout import Dated, Recurring, check_number, window
-from scheduling_app.timing.kinds import TimingError
+from scheduling_app.timing.clocks import TimingError
 from tasks_app import moments
 
 #: Coming windows, and schedules in the way of a deletion, that a page lists.

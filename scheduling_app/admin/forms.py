@@ -22,7 +22,8 @@ from scheduling_app.signatures import parameters_of, registered_tasks
 from scheduling_app.sources.fields import FIELDS, Field, Part, label_of, names, rule_complaints, sentences
 from scheduling_app.sources.rules import BLANK, TIMING, Complaint, call_complaints, past_complaint
 from scheduling_app.timing import clocks
-from scheduling_app.timing.kinds import Timing, TimingError
+from scheduling_app.timing.clocks import TimingError
+from scheduling_app.timing.kinds import Timing
 from tasks_app import moments
 from tasks_app.conf import APPS_SETTING, conf
 from tasks_app.recording import current_app

@@ -32,7 +32,9 @@ from scheduling_app.ledger.policies import (
 from scheduling_app.models import Calendar, Schedule, ScheduleQuerySet, ScheduleRun
 from scheduling_app.outages import is_away
 from scheduling_app.signatures import arguments_of, drift, named_queue
-from scheduling_app.timing.kinds import TimingError, jittered
+from scheduling_app.timing.blackout import Blackout
+from scheduling_app.timing.clocks import TimingError
+from scheduling_app.timing.kinds import jittered
 from tasks_app import states
 from tasks_app.exceptions import DuplicateTask, NotUnique, TaskConsoleError
 from tasks_app.guard import RETRY_HEADER
@@ -59,7 +61,7 @@ _CLOCK = Func(function="clock_timestamp", output_field=MomentField())
 class Batch:
     """What becomes of some schedules that are due; `write` does it, in the transaction that has locked them."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.schedules: list[Schedule] = []
         self.runs: list[Run] = []
         self._patterns = Patterns()
@@ -74,6 +76,7 @@ class Batch:
         except TimingError as error:  # changed by SQL past the trigger, or by an update of the zones
             schedule.next_fire_at, schedule.problem = None, f"{error.field}: {error}"[:500]
             return
+        assert schedule.next_fire_at is not None  # it is due
         due = due_times(timing, schedule.next_fire_at, schedule.database_now)
         judge = Judge(schedule, due, standing, self._patterns.drift_of(schedule))
         self.runs += judge.runs()
@@ -203,10 +206,10 @@ def make_records(runs: Iterable[Run], patterns: "Patterns | None" = None) -> dic
     return records
 
 
-class Patterns(dict[tuple, TaskRecord]):
+class Patterns(dict[tuple[Any, ...], TaskRecord]):
     """Records from which those of a batch are made, by what schedules say of a task besides its arguments."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__()
         self._drifts: dict[int, str] = {}
 
@@ -255,7 +258,7 @@ def _standings(schedules: Sequence[Schedule]) -> dict[int, Standing]:
     if watched := [schedule for schedule in schedules if schedule.pause_after_failures]:
         for pk in _failing(watched):
             standings[pk].failed = True
-    if calendars := {schedule.blackout_id for schedule in schedules} - {None}:
+    if calendars := {each.blackout_id for each in schedules if each.blackout_id is not None}:
         named = Calendar.objects.filter(pk__in=calendars).prefetch_related("windows")
         blackouts = {calendar.pk: _blackout(calendar) for calendar in named}
         for schedule in schedules:
@@ -268,7 +271,7 @@ def _counts(runs: QuerySet[ScheduleRun]) -> Iterable[tuple[int, int]]:
     return runs.order_by().values_list("schedule").annotate(count=Count("pk"))
 
 
-def _blackout(calendar: Calendar):
+def _blackout(calendar: Calendar) -> Blackout | str:
     try:
         return calendar.blackout()
     except TimingError as error:

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Self
+from typing import Any, Self
 
 from scheduling_app.models import Backfill, Schedule, ScheduleRun
 from tasks_app.models import TaskRecord
@@ -37,7 +37,7 @@ class Mark:
     task_id: str | None
 
     @classmethod
-    def of(cls, run: dict) -> Self:
+    def of(cls, run: dict[str, Any]) -> Self:
         """From the fields in FIELDS, from JSON or not."""
         waits = run["outcome"] == ScheduleRun.Outcome.WAITING
         return cls(
@@ -70,14 +70,14 @@ def marks_between(schedule: Schedule, start: datetime, end: datetime) -> list[Ma
     return [Mark.of(run) for run in runs.order_by("scheduled_for").values(*FIELDS)]
 
 
-def _waits_for(run: dict) -> str:
+def _waits_for(run: dict[str, Any]) -> str:
     if run["backfill_id"] is None:
         return "until an earlier run has ended"
     reason = ScheduleRun.Reason(run["reason"])
     return "for its turn in a backfill" + ("" if reason == reason.BACKFILL else f"; before: {reason.label}")
 
 
-def _phase(run: dict) -> str:
+def _phase(run: dict[str, Any]) -> str:
     if run["outcome"] != ScheduleRun.Outcome.FIRED:
         return run["outcome"]
     if run["record__state"] is None:

@@ -78,13 +78,13 @@ def next_wake_up() -> datetime | None:
     due = Schedule.objects.filter(enabled=True, next_fire_at__isnull=False).order_by("next_fire_at")
     changed = Schedule.objects.filter(changed_at__isnull=False).order_by("changed_at")
     times = [*due.values_list("next_fire_at", flat=True)[:1], *changed.values_list("changed_at", flat=True)[:1]]
-    return min(times, default=None)
+    return min(filter(None, times), default=None)
 
 
 def _plan(schedule: Schedule) -> None:
     schedule.next_fire_at, schedule.problem = None, ""
     try:
-        if not schedule.is_used_up:
+        if not schedule.is_used_up and schedule.changed_at is not None:
             schedule.next_fire_at = schedule.timing().next_after(schedule.changed_at)
     except TimingError as error:
         schedule.problem = f"{error.field}: {error}"[:500]

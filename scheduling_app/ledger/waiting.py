@@ -38,7 +38,7 @@ def next_look(released: int = 0) -> datetime | None:
     return datetime.now(UTC) + (SHORT_PAUSE if released else PAUSE) if some else None
 
 
-def _release(kind: str, owners: QuerySet, turns: Callable[[Any, int], Iterator[Run]], limit: int) -> int:
+def _release(kind: str, owners: QuerySet[Any], turns: Callable[[Any, int], Iterator[Run]], limit: int) -> int:
     """Through all of them, so that many which have to wait on keep no others from their turn."""
     count: int = 0
     last: int | None = -(2**63)
@@ -100,7 +100,7 @@ def _fire(runs: Sequence[Run]) -> int:
     return len(runs)
 
 
-def _queued():
+def _queued() -> QuerySet[ScheduleRun]:
     waiting = ScheduleRun.objects.filter(outcome=Outcome.WAITING, reason=Reason.OVERLAP)
     return waiting.filter(backfill=None, schedule__enabled=True)
 

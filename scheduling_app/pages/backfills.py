@@ -1,6 +1,7 @@
 """The pages of backfills: which due times of a range are to run, and how far that is."""
 
 from collections.abc import Callable
+from typing import Any
 
 from django.contrib import messages
 from django.http import HttpRequest, HttpResponse
@@ -47,7 +48,9 @@ def start(request: HttpRequest, pk: int) -> HttpResponse:
     return _chosen(request, schedule, RangeForm(request.POST, schedule=schedule), form)
 
 
-def _chosen(request: HttpRequest, schedule: Schedule, form: RangeForm, choices: BackfillForm | None = None):
+def _chosen(
+    request: HttpRequest, schedule: Schedule, form: RangeForm, choices: BackfillForm | None = None
+) -> HttpResponse:
     """The page, with a preview where the range is valid; `choices` are those that were refused."""
     is_previewed = form.is_bound and form.is_valid()
     if is_previewed:
@@ -112,7 +115,7 @@ def cancel(request: HttpRequest, pk: int) -> HttpResponse:
     return _act(request, pk, actions.cancel_backfill)
 
 
-def _act(request: HttpRequest, pk: int, action: Callable) -> HttpResponse:
+def _act(request: HttpRequest, pk: int, action: Callable[[Backfill, Any], str]) -> HttpResponse:
     backfill = get_object_or_404(Backfill.objects.select_related("schedule"), pk=pk)
     messages.success(request, action(backfill, request.user))
     return redirect("schedules:backfill", pk)

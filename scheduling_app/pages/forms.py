@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from datetime import datetime, timedelta
+from typing import Any
 
 from django import forms
 from django.core.exceptions import ValidationError
@@ -13,7 +14,7 @@ from scheduling_app.ledger.backfill import BackfillError, DueTime
 from scheduling_app.models import Backfill, Schedule
 from scheduling_app.states import STATE_WORDS
 from scheduling_app.timing import clocks
-from scheduling_app.timing.kinds import TimingError
+from scheduling_app.timing.clocks import TimingError
 from tasks_app import moments
 
 #: The range of a backfill that is proposed.
@@ -56,7 +57,7 @@ class RangeForm(forms.Form):
     start_at = WallTimeField(label="From")
     end_at = WallTimeField(label="Until", help_text="Both are part of it.")
 
-    def __init__(self, *args, schedule: Schedule, now: datetime | None = None, **kwargs):
+    def __init__(self, *args: Any, schedule: Schedule, now: datetime | None = None, **kwargs: Any) -> None:
         self.schedule = schedule
         self.times: list[DueTime] = []
         now = now or moments.now()
@@ -66,7 +67,7 @@ class RangeForm(forms.Form):
     def _shown(self, moment: datetime) -> datetime:
         return wall(moment, self.schedule.timezone).replace(second=0)
 
-    def clean(self):
+    def clean(self) -> dict[str, Any]:
         super().clean()
         for name in ("start_at", "end_at"):
             if self.cleaned_data.get(name):

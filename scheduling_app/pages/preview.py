@@ -12,7 +12,8 @@ from scheduling_app.models import Schedule
 from scheduling_app.sources.fields import Sentence, label_of, sentences
 from scheduling_app.sources.rules import TIMING
 from scheduling_app.timing.blackout import Blackout
-from scheduling_app.timing.kinds import PreviewTime, Timing, TimingError, jittered, preview
+from scheduling_app.timing.clocks import TimingError
+from scheduling_app.timing.kinds import PreviewTime, Timing, jittered, preview
 
 #: How many coming times are previewed.
 PREVIEWED = 10

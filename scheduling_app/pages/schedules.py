@@ -6,6 +6,7 @@ A page's live part is its own address, asked for by htmx.
 from collections.abc import Callable
 from datetime import datetime
 from functools import partial
+from typing import Any
 
 from django.contrib import messages
 from django.db.models import Count, Q, QuerySet
@@ -112,7 +113,7 @@ def resume(request: HttpRequest, pk: int) -> HttpResponse:
     return _act(request, pk, partial(actions.resume, missed=form.cleaned_data["missed"]))
 
 
-def _act(request: HttpRequest, pk: int, action: Callable) -> HttpResponse:
+def _act(request: HttpRequest, pk: int, action: Callable[[QuerySet[Schedule], Any], str]) -> HttpResponse:
     schedule = get_object_or_404(Schedule, pk=pk)
     messages.success(request, action(Schedule.objects.filter(pk=schedule.pk), request.user))
     back = request.POST.get("next", "")

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import PurePath
-from typing import Any
+from typing import Any, NoReturn
 from urllib.parse import urlsplit
 
 from scheduling_app.models import Schedule
@@ -161,7 +161,7 @@ def _run_command(arguments: Sequence[str], notes: list[str]) -> Found:
 
 
 class _Options(argparse.ArgumentParser):
-    def error(self, message: str):
+    def error(self, message: str) -> NoReturn:
         raise Refused(f"http_request cannot do this: {message}.")
 
 

@@ -22,7 +22,7 @@ from scheduling_app.json_text import DEEPEST, JSONTextError, read_json
 from scheduling_app.models import Calendar, Schedule, Window
 from scheduling_app.sources.rules import BLANK, UNSTORABLE, Complaint, complaints, text_complaint, type_complaint
 from scheduling_app.timing import blackout, clocks
-from scheduling_app.timing.kinds import TimingError
+from scheduling_app.timing.clocks import TimingError
 from tasks_app import moments
 from tasks_app.history import log
 from tasks_app.json_field import JSONText
@@ -86,7 +86,7 @@ def _calendar_entry(row: Calendar, windows: Iterable[Window] | None = None) -> E
     return values | {"windows": [_values(window, row.timezone) for window in found]}
 
 
-def _fields(row: models.Model) -> dict[str, models.Field]:
+def _fields(row: models.Model) -> "dict[str, models.Field[Any, Any]]":
     """Those that people define, besides the name."""
     own = {"name", "calendar"}
     return {
@@ -215,7 +215,7 @@ def _fill(row: models.Model, given: Mapping[str, Any]) -> list[Complaint]:
     return found
 
 
-def _read(each: models.Field, value: Any) -> Any:
+def _read(each: "models.Field[Any, Any]", value: Any) -> Any:
     """A value in JSON as the field's own. Raises ValueError."""
     if value is None or isinstance(each, JSONText):
         return value

@@ -26,7 +26,7 @@ UNSTORABLE = "It has a character that Postgres cannot hold."
 TIMING = names(Part.TIMING)
 _SHAPES: dict[str, type] = {"args": list, "kwargs": dict, "headers": dict}
 #: What a value must be for a field, and how people call that.
-_TYPES: Sequence[tuple[type[models.Field], type, str]] = (
+_TYPES: "Sequence[tuple[type[models.Field[Any, Any]], type, str]]" = (
     (models.BooleanField, bool, "true or false"),
     (models.IntegerField, int, "a whole number"),
     (models.CharField, str, "a text"),
@@ -110,7 +110,7 @@ def _value_complaints(schedule: Schedule) -> Iterator[Complaint]:
         yield "name", BLANK
 
 
-def type_complaint(field: models.Field, value: Any) -> str:
+def type_complaint(field: "models.Field[Any, Any]", value: Any) -> str:
     """What is wrong with the type of a field's value; a number is no truth value, and a text no number."""
     wanted, called = next((wanted, called) for kind, wanted, called in _TYPES if isinstance(field, kind))
     if isinstance(value, wanted) and (wanted is bool or not isinstance(value, bool)):
@@ -146,7 +146,7 @@ def _json_complaint(value: Any, shape: type) -> str:
     return f"{length:,} characters as JSON, {LONGEST_JSON:,} are allowed." if length > LONGEST_JSON else ""
 
 
-def _inner(value: Any) -> Sequence:
+def _inner(value: Any) -> Sequence[Any]:
     return list(value.values()) if isinstance(value, dict) else value if isinstance(value, list | tuple) else ()
 
 

@@ -1,4 +1,5 @@
 from functools import cache
+from typing import Any
 
 from django import template
 from django.template.loader import render_to_string
@@ -31,7 +32,7 @@ def phase(mark: Mark) -> SafeString:
 
 
 @register.inclusion_tag("scheduling_app/_drift.html")
-def drift_banner() -> dict:
+def drift_banner() -> dict[str, Any]:
     """Which schedules would not run, as far as this process knows by now; nothing where all would."""
     return {"drift": drift.watch.latest()}
 

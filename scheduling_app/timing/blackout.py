@@ -11,7 +11,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
 from functools import lru_cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from scheduling_app.timing import clocks, cron
 from scheduling_app.timing.clocks import TimingError
@@ -150,13 +150,13 @@ class Blackout:
         return Day(starts_at, merged(span for spans in turned for span in spans))
 
 
-def _start(span):
+def _start(span: tuple[Any, Any]) -> Any:
     return span[0]
 
 
-def merged(spans: Iterable[tuple]) -> list[tuple]:
+def merged(spans: Iterable[tuple[Any, Any]]) -> list[tuple[Any, Any]]:
     """The union of spans, as ones that do not touch, in order."""
-    found: list[tuple] = []
+    found: list[tuple[Any, Any]] = []
     for start, end in sorted(spans):
         if found and start <= found[-1][1]:
             found[-1] = (found[-1][0], max(end, found[-1][1]))
@@ -222,7 +222,7 @@ def window(
 
 
 @lru_cache(maxsize=1024)
-def blackout(name: str, timezone: str, windows: tuple[tuple, ...]) -> Blackout:
+def blackout(name: str, timezone: str, windows: tuple[tuple[Any, ...], ...]) -> Blackout:
     """A calendar of these windows, each as `window` takes it. (Kept, with the stretches that it found: a calendar is
     asked anew in each pass.) Raises TimingError."""
     clocks.zone(timezone)
@@ -230,7 +230,7 @@ def blackout(name: str, timezone: str, windows: tuple[tuple, ...]) -> Blackout:
     return Blackout(name, [window(timezone, *each) for each in windows])
 
 
-def check_number(windows: Sequence[tuple]) -> None:
+def check_number(windows: Sequence[tuple[Any, ...]]) -> None:
     """Raises TimingError where these windows, as `window` takes them, are more than a calendar can have."""
     if sum(1 for cron, *_ in windows if cron) > MOST_RECURRING:
         raise TimingError("windows", f"{MOST_RECURRING} recurring ones at most")

@@ -145,7 +145,7 @@ class Cron(WallTiming):
     start_at: datetime | None = None
     end_at: datetime | None = None
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         cron.parse(self.expression)
         self._check_bounds()
 
@@ -174,7 +174,7 @@ class Interval(WallTiming):
     start_at: datetime | None = None
     end_at: datetime | None = None
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         _check_every(self.every, self.unit)
         clocks.check_aware("start_at", self.anchor)
         self._check_bounds()
@@ -207,7 +207,7 @@ class Date(Timing):
     run_at: datetime
     timezone: str = "UTC"
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         clocks.check_aware("run_at", self.run_at)
         self._check_bounds()
 

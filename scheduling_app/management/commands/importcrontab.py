@@ -9,7 +9,8 @@ from scheduling_app.management.terminal import REFUSED, WRONG, TerminalCommand, 
 from scheduling_app.models import Schedule
 from scheduling_app.sources.crontab_lines import Line, read
 from scheduling_app.timing import clocks
-from scheduling_app.timing.kinds import TimingError, preview
+from scheduling_app.timing.clocks import TimingError
+from scheduling_app.timing.kinds import preview
 from tasks_app import moments
 from tasks_app.history import log
 from tasks_app.storable import printable

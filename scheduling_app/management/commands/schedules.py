@@ -22,7 +22,8 @@ from scheduling_app.models import Calendar, Schedule
 from scheduling_app.sources import import_export
 from scheduling_app.states import ON, PROBLEM, STATES, ScheduleRow
 from scheduling_app.timing import clocks
-from scheduling_app.timing.kinds import Cron, Date, Interval, Timing, TimingError, parse_every
+from scheduling_app.timing.clocks import TimingError
+from scheduling_app.timing.kinds import Cron, Date, Interval, Timing, parse_every
 from tasks_app import moments
 
 #: Times that are printed at once.
