@@ -7,8 +7,10 @@
     shown by        pages/, with states for what one looks like now; actions is what people do there and in the admin
 
 Beside them: signatures (which tasks there are, and whether arguments fit), conf (settings), checks and doctor (what is
-wrong here), outages (is the database away?), json_text and form_fields (what people type).
+wrong here), outages (is the database away?), json_text and form_fields (what people type), seams/ (private names of
+libraries).
 
 What may import what, from above: urls, management > admin > pages > actions, manager > states, jobstore > declared,
-sources > ledger > form_fields > models > signatures, timing, outages, json_text. Nothing in `tasks_app` imports this.
+sources > ledger > form_fields > models > signatures, timing, outages, json_text > seams. Nothing in `tasks_app` imports
+this.
 """

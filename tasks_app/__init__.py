@@ -15,6 +15,7 @@
 Below all of that: models, the tables; moves, each move of a row's state by one statement that tells whether it won;
 states, their names; statements (SQL past Django's layers), notify, ambient (what code knows beside its arguments),
 storable, json_field, moments (what a column holds), exceptions, recording (which app of Celery's), conf (settings).
+At the very bottom: seams/, each private name of a library that is used or overridden.
 Beside it: tasks that come with the console, apps, admin, history (what people did there).
 
 A project's Celery app is made before Django's apps are loaded: what it imports at once (outbox and guard, with what
