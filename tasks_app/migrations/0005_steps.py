@@ -29,12 +29,6 @@ class Migration(migrations.Migration):
                 ('place', models.CharField(max_length=8)),
             ],
         ),
-        # An index for LIKE, which Django makes for a key that is a text, and nothing reads.
-        migrations.RunSQL(
-            "DROP INDEX IF EXISTS tasks_app_taskstep_task_id_cd6b4e8e_like",
-            "CREATE INDEX tasks_app_taskstep_task_id_cd6b4e8e_like"
-            " ON tasks_app_taskstep (task_id varchar_pattern_ops)",
-        ),
         migrations.AddField(
             model_name='taskrecord',
             name='redelivered',
