@@ -24,13 +24,13 @@ class Reading:
     """What a worker says of its queues."""
 
     def __init__(self):
-        self._said_at = float("-inf")
+        self._said_at, self._said = float("-inf"), frozenset[str]()
 
     def say(self, queues: Collection[str]) -> None:
         """That it reads them, unless it has just said so."""
-        if time.monotonic() - self._said_at >= SAID_EACH and queues:
+        if queues and (time.monotonic() - self._said_at >= SAID_EACH or not self._said.issuperset(queues)):
             execute(_SAY, [sorted(queues)])  # in one order: two workers at once shall not wait for each other
-            self._said_at = time.monotonic()
+            self._said_at, self._said = time.monotonic(), frozenset(queues)
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from scheduling_app.ledger.firing import run_now
 from scheduling_app.models import Schedule
 from tasks_app.client import CeleryClient
 from tasks_app.exceptions import TaskNotFound
-from tasks_app.models import TaskRecord
+from tasks_app.models import QueueReader, TaskRecord
 from tests.acceptance.processes import Manage, eventually, finished, record_of
 from tests.sample.tasks import count, echo, flaky, sleep
 
@@ -32,6 +32,18 @@ def test_a_task_succeeds_and_its_result_and_record_are_kept():
     assert record.created_at <= record.published_at <= record.started_at <= record.finished_at
     assert record.worker.startswith("celery@")
     assert record.result_preview == '{"a": [1, "\\u00fc", null]}'
+
+
+def test_a_worker_tells_of_the_queues_that_it_reads_also_of_one_that_it_was_told_of_later():
+    def read() -> set[str]:
+        return set(QueueReader.objects.values_list("queue", flat=True))
+
+    eventually(lambda: {"celery_queue", "cron_queue"} <= read(), 10, "what the worker reads")
+    app.control.add_consumer("added_later", reply=True)
+    try:
+        eventually(lambda: "added_later" in read(), 30, "a queue that was added")
+    finally:
+        app.control.cancel_consumer("added_later", reply=True)
 
 
 def test_a_failure_keeps_the_exception_and_the_traceback():

@@ -2,6 +2,7 @@ from datetime import timedelta
 
 import pytest
 from django.core.management import call_command
+from django.urls import reverse
 from django.utils import timezone
 
 from tasks_app import queues, states
@@ -78,3 +79,13 @@ def test_doctor_names_it_and_fails(capsys):
     with pytest.raises(SystemExit):
         call_command("doctor")
     assert "No worker reads the queue lonely, and tasks wait in it" in capsys.readouterr().out
+
+
+def test_the_overview_and_the_tasks_page_name_it(admin_client):
+    record = waits("lonely")
+    words = "No worker reads the queue <strong>lonely</strong>"
+    for page in (reverse("tasks:overview"), reverse("tasks:detail", args=[record.task_id])):
+        assert words in admin_client.get(page).text
+    read("lonely", timedelta(0))
+    for page in (reverse("tasks:overview"), reverse("tasks:detail", args=[record.task_id])):
+        assert words not in admin_client.get(page).text
