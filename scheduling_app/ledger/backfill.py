@@ -113,9 +113,8 @@ def start(
     settled = settled.exclude(record__state__in=states.UNREADY_STATES)
     settled.update(outcome=Outcome.WAITING, backfill=backfill)
     new = [time.at for time in chosen if not time.mark]
-    ScheduleRun.objects.insert(
-        [Run(schedule, at, Outcome.WAITING, Reason.BACKFILL, backfill_id=backfill.pk) for at in new]
-    )
+    runs = [Run(schedule, at, Outcome.WAITING, Reason.BACKFILL, backfill_id=backfill.pk) for at in new]
+    ScheduleRun.objects.insert(runs)
     backfill.total = backfill.runs.count()
     if not backfill.total:
         raise BackfillError("None of these times is to be run.")

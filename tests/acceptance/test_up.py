@@ -18,6 +18,7 @@ from urllib.request import HTTPCookieProcessor, ProxyHandler, build_opener
 
 import psutil
 import pytest
+from django.core.management import CommandError
 
 from taskconsole import supervisor
 from taskconsole.embedded import is_free
@@ -268,3 +269,9 @@ def test_a_program_deaf_to_sigterm_is_killed_after_the_grace_or_a_second_signal(
     assert good
     assert programs[0].process.returncode == -signal.SIGKILL
     assert time.monotonic() - began < PATIENCE / 2
+
+
+def test_without_a_procfile_it_says_what_stands_in_one(monkeypatch, tmp_path):
+    monkeypatch.setattr(up, "BASE", tmp_path)
+    with pytest.raises(CommandError, match=r"There is no Procfile in .*`worker: python manage.py celery worker`"):
+        up.Command().procfile()

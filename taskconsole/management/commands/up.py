@@ -15,6 +15,8 @@ from django.core.management.base import BaseCommand, CommandError, CommandParser
 from taskconsole.embedded import EmbeddedError, Postgres, Server, Valkey, dies_with_parent, is_free, kept
 from taskconsole.supervisor import Program, Supervisor, read_procfile
 
+#: Where manage.py, the Procfile and DATA_DIR are.
+BASE = Path(getattr(settings, "BASE_DIR", "") or Path.cwd())
 PORT_PATIENCE = 3  # seconds: a web process whose supervisor was killed lives about one second longer
 
 #: What a command in another terminal must know of a running console, to be about the same one.
@@ -44,7 +46,8 @@ class Command(BaseCommand):
             pass
 
     def run(self, stack: ExitStack, host: str, port: int, coloured: bool) -> None:
-        data = settings.BASE_DIR / (os.environ.get("DATA_DIR") or "var")
+        data = BASE / (os.environ.get("DATA_DIR") or "var")
+        procfile = self.procfile()
         self.lock(stack, data)
         self.wait_for_port(host, port)
         os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}"
@@ -53,8 +56,7 @@ class Command(BaseCommand):
             os.environ["SECRET_KEY"] = kept(data / "secret_key", lambda: secrets.token_urlsafe(50))
         servers = self.start_servers(stack, data)
 
-        procfile = read_procfile(settings.BASE_DIR / "Procfile")
-        programs = [Program(name, command, settings.BASE_DIR) for name, command in procfile.items()]
+        programs = [Program(name, command, BASE) for name, command in procfile.items()]
         say = printer([*procfile, "up"], coloured)
         for server in servers:
             say("up", f"{server.name} listens on port {server.port}; its data and its log are in {server.state}")
@@ -63,6 +65,16 @@ class Command(BaseCommand):
         reachable = "127.0.0.1" if host == "0.0.0.0" else host  # noqa: S104
         if not Supervisor(programs, servers, say).run(reachable, port):
             raise CommandError("Stopped.")
+
+    def procfile(self) -> dict[str, str]:
+        try:
+            return read_procfile(BASE / "Procfile")
+        except FileNotFoundError:
+            raise CommandError(
+                f"There is no Procfile in {BASE}. Write one, with a line for each process, such as "
+                "`web: gunicorn shop.wsgi`, `worker: python manage.py celery worker` and "
+                "`scheduler: python manage.py runscheduler`."
+            ) from None
 
     def lock(self, stack: ExitStack, data: Path) -> None:
         try:
@@ -100,7 +112,7 @@ class Command(BaseCommand):
 
     def migrate(self) -> None:
         # A process of its own, for the settings of this one were read before there was a database.
-        command = [sys.executable, str(settings.BASE_DIR / "manage.py"), "ensureadmin", "--migrate"]
+        command = [sys.executable, str(BASE / "manage.py"), "ensureadmin", "--migrate"]
         dies = dies_with_parent(signal.SIGKILL)
         if subprocess.run(command, start_new_session=True, preexec_fn=dies).returncode:
             raise CommandError("The database could not be prepared: see above. Is DATABASE_URL right?")
