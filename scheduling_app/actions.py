@@ -8,7 +8,6 @@ from collections.abc import Iterable
 from itertools import chain, count
 from typing import Any
 
-from django.contrib.auth.models import AbstractBaseUser
 from django.db import transaction
 from django.db.models import QuerySet, TextChoices
 
@@ -19,7 +18,7 @@ from scheduling_app.models import Backfill, Schedule, ScheduleRun
 from scheduling_app.sources.fields import COLUMNS
 from scheduling_app.timing.clocks import TimingError
 from tasks_app import moments
-from tasks_app.history import log
+from tasks_app.history import AnyUser, log
 
 
 class Missed(TextChoices):
@@ -35,7 +34,7 @@ MOST_RUNS = 500
 
 
 @transaction.atomic
-def run_now(schedules: QuerySet[Schedule], user: AbstractBaseUser) -> str:
+def run_now(schedules: QuerySet[Schedule], user: AnyUser) -> str:
     """Run each once, now, with its own settings. Its times, and whether it is on, stay as they are."""
     total, chosen = schedules.count(), list(schedules[:MOST_RUNS])
     if total > MOST_RUNS:
@@ -47,19 +46,19 @@ def run_now(schedules: QuerySet[Schedule], user: AbstractBaseUser) -> str:
 
 
 @transaction.atomic
-def run_one(schedule: Schedule, user: AbstractBaseUser) -> Run:
+def run_one(schedule: Schedule, user: AnyUser) -> Run:
     """Run it once, now; the run, which tells its task, or why there is none."""
     run = firing.run_now(schedule, by=user.get_username())
     log(user, [schedule], f"Run by hand: task {run.record_id}." if run.record_id else f"Not run: {run.detail}")
     return run
 
 
-def pause(schedules: QuerySet[Schedule], user: AbstractBaseUser) -> str:
+def pause(schedules: QuerySet[Schedule], user: AnyUser) -> str:
     return _set_enabled(schedules, user, False, "paused")
 
 
 @transaction.atomic
-def resume(schedules: QuerySet[Schedule], user: AbstractBaseUser, missed: str = Missed.NONE) -> str:
+def resume(schedules: QuerySet[Schedule], user: AnyUser, missed: str = Missed.NONE) -> str:
     """Fire them again, from their next times on. `missed`: which of the times since they were paused are to run now."""
     paused = list(schedules.filter(enabled=False)) if missed != Missed.NONE else []
     said = _set_enabled(schedules, user, True, "resumed")
@@ -67,7 +66,7 @@ def resume(schedules: QuerySet[Schedule], user: AbstractBaseUser, missed: str = 
     return f"{said} {total} missed {'time runs' if total == 1 else 'times run'} now." if paused else said
 
 
-def _make_up_for(schedule: Schedule, user: AbstractBaseUser, only_latest: bool) -> int:
+def _make_up_for(schedule: Schedule, user: AnyUser, only_latest: bool) -> int:
     begun = None
     with contextlib.suppress(TimingError, BackfillError):
         begun = backfill.make_up_for(
@@ -80,7 +79,7 @@ def _make_up_for(schedule: Schedule, user: AbstractBaseUser, only_latest: bool) 
 
 
 @transaction.atomic
-def duplicate(schedules: QuerySet[Schedule], user: AbstractBaseUser) -> list[Schedule]:
+def duplicate(schedules: QuerySet[Schedule], user: AnyUser) -> list[Schedule]:
     """Copies of them, paused, each with a name of its own; what is declared in code is not so in its copy."""
     copies = []
     for schedule in schedules[:MOST_RUNS]:
@@ -98,7 +97,7 @@ def _free_name(name: str) -> str:
 
 
 @transaction.atomic
-def start_backfill(schedule: Schedule, times: Iterable[DueTime], user: AbstractBaseUser, **choices: Any) -> Backfill:
+def start_backfill(schedule: Schedule, times: Iterable[DueTime], user: AnyUser, **choices: Any) -> Backfill:
     """Begin with the chosen ones of these times; `choices` as backfill.start takes them. Raises BackfillError."""
     begun = backfill.start(schedule, times, by=user.get_username(), **choices)
     which = begun.get_which_display().lower()
@@ -108,23 +107,23 @@ def start_backfill(schedule: Schedule, times: Iterable[DueTime], user: AbstractB
 
 
 @transaction.atomic
-def pause_backfill(begun: Backfill, user: AbstractBaseUser) -> str:
+def pause_backfill(begun: Backfill, user: AnyUser) -> str:
     return _moved(begun, user, backfill.pause(Backfill.objects.filter(pk=begun.pk)), "paused", "what runs goes on")
 
 
 @transaction.atomic
-def resume_backfill(begun: Backfill, user: AbstractBaseUser) -> str:
+def resume_backfill(begun: Backfill, user: AnyUser) -> str:
     return _moved(begun, user, backfill.resume(Backfill.objects.filter(pk=begun.pk)), "resumed", "its next times run")
 
 
 @transaction.atomic
-def cancel_backfill(begun: Backfill, user: AbstractBaseUser) -> str:
+def cancel_backfill(begun: Backfill, user: AnyUser) -> str:
     waiting = begun.runs.filter(outcome=ScheduleRun.Outcome.WAITING).count()
     left = f"{waiting} {'time is' if waiting == 1 else 'times are'} left as {'it was' if waiting == 1 else 'they were'}"
     return _moved(begun, user, backfill.cancel(begun), "cancelled", left)
 
 
-def _moved(begun: Backfill, user: AbstractBaseUser, changed: int, did: str, said: str) -> str:
+def _moved(begun: Backfill, user: AnyUser, changed: int, did: str, said: str) -> str:
     if not changed:
         begun.refresh_from_db(fields=["state"])
         return f"Backfill {begun.pk} was not {did}: it is {begun.state}."
@@ -133,7 +132,7 @@ def _moved(begun: Backfill, user: AbstractBaseUser, changed: int, did: str, said
 
 
 @transaction.atomic
-def _set_enabled(schedules: QuerySet[Schedule], user: AbstractBaseUser, enabled: bool, did: str) -> str:
+def _set_enabled(schedules: QuerySet[Schedule], user: AnyUser, enabled: bool, did: str) -> str:
     total = schedules.count()
     changed = list(schedules.exclude(enabled=enabled).order_by("pk").select_for_update(of=("self",)))
     Schedule.objects.filter(pk__in=[schedule.pk for schedule in changed]).set_enabled(enabled)

@@ -1,5 +1,7 @@
 """What `manage.py check` says of the console as a part of a project."""
 
+from typing import Any
+
 from django.apps import apps
 from django.core.checks import CheckMessage, Error, Warning, register
 from django.urls import NoReverseMatch, reverse
@@ -8,7 +10,7 @@ from tasks_app.checks import TASKS
 
 
 @register(TASKS)
-def pages_have_an_address(app_configs, **_) -> list[CheckMessage]:
+def pages_have_an_address(app_configs: Any, **_: Any) -> list[CheckMessage]:
     try:
         reverse("tasks:overview"), reverse("schedules:list")
     except NoReverseMatch:
@@ -19,6 +21,6 @@ def pages_have_an_address(app_configs, **_) -> list[CheckMessage]:
 
 
 @register(TASKS)
-def apps_are_installed(app_configs, **_) -> list[CheckMessage]:
+def apps_are_installed(app_configs: Any, **_: Any) -> list[CheckMessage]:
     missing = [name for name in ("tasks_app", "scheduling_app") if not apps.is_installed(name)]
     return [Error(f"{name!r} is not in INSTALLED_APPS.", id="taskconsole.E001") for name in missing]

@@ -9,8 +9,9 @@ import difflib
 import inspect
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 
@@ -49,7 +50,7 @@ def missing() -> list[Change]:
     return [Change(file, file.read_text(), text) for file, text in texts.items() if text != file.read_text()]
 
 
-def _edits():
+def _edits() -> Iterator[tuple[Path, Callable[[str], str]]]:
     if names := [name for name in APPS if not apps.is_installed(name)]:
         yield _settings_file(), lambda text: _with_items(text, "INSTALLED_APPS", [f'"{name}",' for name in names])
     for app in _plain_apps():
@@ -63,7 +64,7 @@ def _edits():
         backend = app.conf.result_backend
         if backend and backend != DEFAULTS["result_backend"] and _file_of(app):
             key = f"{app.namespace}_RESULT_BACKEND" if app.namespace else "result_backend"
-            yield _settings_file(), lambda text, key=key: _with_value(text, key, f'"{DEFAULTS["result_backend"]}"')
+            yield _settings_file(), partial(_with_value, name=key, value=f'"{DEFAULTS["result_backend"]}"')
 
 
 def _plain_apps() -> list[Celery]:

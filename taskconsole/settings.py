@@ -1,6 +1,7 @@
 """Settings of the project, all from the environment and `.env`; `.env.example` documents each variable."""
 
 from pathlib import Path
+from typing import Any
 
 from csp.constants import NONE, SELF
 from dotenv import load_dotenv
@@ -129,7 +130,7 @@ CELERY_ACCEPT_CONTENT = CELERY_RESULT_ACCEPT_CONTENT = ["json"]
 CELERY_TASK_DEFAULT_QUEUE = "celery_queue"
 #: Queue of whatever a schedule or Beat fires.
 CRON_QUEUE = "cron_queue"
-CELERY_TASK_QUEUES: dict[str, dict] = {
+CELERY_TASK_QUEUES: dict[str, dict[str, Any]] = {
     name: {} for name in [CELERY_TASK_DEFAULT_QUEUE, CRON_QUEUE, *env.list("EXTRA_QUEUES", [])]
 }
 CELERY_TASK_ROUTES = ["tasks_app.outbox.route_scheduled", env.json("TASK_ROUTES", {})]
@@ -147,7 +148,7 @@ CELERY_WORKER_HIJACK_ROOT_LOGGER = False
 CELERY_TASK_TIME_LIMIT = env.int("TASK_TIME_LIMIT", None)
 CELERY_TASK_SOFT_TIME_LIMIT = env.int("TASK_SOFT_TIME_LIMIT", None)
 CELERY_BEAT_SCHEDULER = "django_celery_beat.schedulers:DatabaseScheduler"
-CELERY_BEAT_SCHEDULE: dict = {}
+CELERY_BEAT_SCHEDULE: dict[str, dict[str, Any]] = {}
 
 # The console's own, which docs/settings.md explains
 TASK_LEASE = env.float("TASK_LEASE", TaskSettings.TASK_LEASE.default)

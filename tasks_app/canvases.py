@@ -19,7 +19,9 @@ def record_as_wholes() -> None:
     lay_out_groups_by(_in_order)
 
 
-def _whole(apply_async: Callable, workflow: canvas.Signature, args: tuple, kwargs: dict[str, Any]) -> Any:
+def _whole(
+    apply_async: Callable[..., Any], workflow: canvas.Signature, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> Any:
     """Let a workflow be recorded as a whole, or not at all, in as few statements as one task.
 
     The tasks of a group or a chord that no task sends have its id as their root, so that they can be told to belong
@@ -40,7 +42,7 @@ def _whole(apply_async: Callable, workflow: canvas.Signature, args: tuple, kwarg
     return result
 
 
-def _in_order(tasks: Iterable, app: Celery) -> Iterator[canvas.Signature]:
+def _in_order(tasks: Iterable[Any], app: Celery) -> Iterator[canvas.Signature]:
     """The tasks of a group, those of nested groups in their place."""
     for task in tasks:
         signature = canvas.maybe_signature(task, app=app)

@@ -6,7 +6,7 @@ from difflib import get_close_matches
 from typing import Any
 
 from asgiref.sync import sync_to_async
-from celery import Celery, canvas
+from celery import Celery, Task, canvas
 from celery.result import AsyncResult, GroupResult
 from django.db import transaction
 
@@ -15,12 +15,12 @@ from tasks_app.building import is_sent_plainly
 from tasks_app.conf import APPS_SETTING
 from tasks_app.exceptions import TaskNotFound, UnknownTask
 from tasks_app.gathering import gathered
+from tasks_app.messages import is_id
 from tasks_app.models import FORGOTTEN, TaskRecord, TaskStep
 from tasks_app.recording import current_app
 from tasks_app.seams.celery import argument_check, itself
 from tasks_app.steps import is_to_come
 from tasks_app.storable import as_sent
-from tasks_app.transport import is_id
 
 _KEPT_BY_RERUN = {"headers", "ignore_result", "serializer", "time_limit", "soft_time_limit", "exchange", "routing_key"}
 
@@ -44,7 +44,7 @@ class CeleryClient:
     def submit(
         self,
         task_name: str,
-        args: Sequence | None = None,
+        args: Sequence[Any] | None = None,
         kwargs: Mapping[str, Any] | None = None,
         task_id: str | None = None,
         queue: str | None = None,
@@ -73,7 +73,7 @@ class CeleryClient:
         return await sync_to_async(self.submit)(*args, **options)
 
     def submit_many(
-        self, task_name: str, calls: Iterable[tuple[Sequence, Mapping[str, Any]]], **options: Any
+        self, task_name: str, calls: Iterable[tuple[Sequence[Any], Mapping[str, Any]]], **options: Any
     ) -> list[AsyncResult]:
         """Submit one task for many `(args, kwargs)`: for each 500, one INSERT and one round trip to the broker."""
         task = self._task(task_name)
@@ -179,7 +179,7 @@ class CeleryClient:
                     return root_id
         raise _not_found(task_id)
 
-    def _task(self, name: str):
+    def _task(self, name: str) -> Task:
         try:
             return self.app.tasks[name]
         except KeyError:
@@ -190,7 +190,7 @@ class CeleryClient:
     def _options(self, options: Mapping[str, Any], explicit: Mapping[str, Any]) -> dict[str, Any]:
         return _given(self.defaults) | _given(options) | _given(explicit)
 
-    def _apply(self, workflow: canvas.Signature, options: Mapping[str, Any]):
+    def _apply(self, workflow: canvas.Signature, options: Mapping[str, Any]) -> Any:
         return workflow.apply_async(**self._options(options, {}))
 
     def _signature(self, task: Any) -> canvas.Signature:

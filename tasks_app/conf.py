@@ -12,7 +12,7 @@ from django.conf import settings
 T = TypeVar("T")
 Fits = Callable[[Any], bool]
 #: All settings of the console, by their names, as far as their packages are imported.
-KNOWN: dict[str, "Setting"] = {}
+KNOWN: dict[str, "Setting[Any]"] = {}
 
 
 class Setting(Generic[T]):

@@ -1,9 +1,10 @@
 """Celery's remote control, where a revoke is a row's: it reaches tasks that no worker has heard of."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import partial
 from signal import Signals
+from typing import TYPE_CHECKING, Any
 
 from celery.app.control import TERM_SIGNAME, Control
 from celery.platforms import signals
@@ -13,7 +14,11 @@ from kombu.exceptions import OperationalError
 from kombu.utils.functional import maybe_list
 
 from tasks_app import moments, states
-from tasks_app.transport import is_id
+from tasks_app.messages import is_id
+
+if TYPE_CHECKING:
+    from tasks_app.models import TaskStep
+    from tasks_app.moves import TaskQuerySet
 
 logger = logging.getLogger(__name__)
 #: How often what has followed meanwhile is looked for, while a workflow is revoked.
@@ -23,7 +28,10 @@ ROUNDS = 100
 class RecordingControl(Control):
     """Celery's remote control, where a revoke reaches tasks that no worker has heard of, workers up or down."""
 
-    def revoke(self, task_id, destination=None, terminate=False, signal=None, **kwargs):
+    def revoke(
+        self, task_id: str | Iterable[str], destination: Any = None, terminate: bool = False, signal: Any = None,
+        **kwargs: Any,
+    ) -> Any:  # fmt: skip
         """Revoke what waits, in Postgres; what runs is asked to stop, with `terminate` by a signal to its process.
 
         A worker hears of that by the broker, or with the next renewal of its leases. Takes one id or several; that of
@@ -49,7 +57,10 @@ class RecordingControl(Control):
             return None
         return tell()
 
-    def revoke_by_stamped_headers(self, headers, destination=None, terminate=False, signal=None, **kwargs):
+    def revoke_by_stamped_headers(
+        self, headers: Mapping[str, Any] | Iterable[str], destination: Any = None, terminate: bool = False,
+        signal: Any = None, **kwargs: Any,
+    ) -> Any:  # fmt: skip
         """The same for what carries one of these stamps; workers keep them in mind for what is sent later."""
         from tasks_app.models import TaskStamp
 
@@ -63,7 +74,7 @@ class RecordingControl(Control):
             return super().revoke_by_stamped_headers(headers, destination, terminate, signal or TERM_SIGNAME, **kwargs)
         return None
 
-    def _revoke_to_come(self, steps) -> None:
+    def _revoke_to_come(self, steps: Iterable["TaskStep"]) -> None:
         """Revoke steps of unfinished workflows, by rows that they will meet when they come."""
         from tasks_app.models import FORGOTTEN, TaskRecord
         from tasks_app.steps import open_roots
@@ -81,11 +92,11 @@ class RecordingControl(Control):
         forgotten = TaskRecord.objects.filter(task_id__in=[each.task_id for each in revoked], note=FORGOTTEN)
         forgotten.update(state=states.REVOKED, exc_type="TaskRevokedError", exc_message="revoked", note="")
 
-    def _tell_workers(self, known: list[str], unknown: list[str], terminate: bool, signal: str, **kwargs):
+    def _tell_workers(self, known: list[str], unknown: list[str], terminate: bool, signal: str, **kwargs: Any) -> Any:
         """Have workers keep in mind what is revoked, and end what runs. What they reply, where that is asked for."""
         if not self.app.publisher.is_reached():
             return None
-        replies: list = []
+        replies: list[Any] = []
         try:
             if unknown:  # of a producer past the console, perhaps
                 replies += self.broadcast("revoke_unrecorded", arguments={"task_id": unknown}, **kwargs) or []
@@ -115,7 +126,7 @@ class RecordingControl(Control):
             self.revoke(running, terminate=terminate, signal=signal)
         return stopped
 
-    def _stop(self, tasks, signal: str) -> dict[str, str]:
+    def _stop(self, tasks: "TaskQuerySet", signal: str) -> dict[str, str]:
         with transaction.atomic():
             stopped = tasks.stop("revoked", signal)
             self.app.backend.follow_revoked([id_ for id_, state in stopped.items() if state == states.REVOKED])

@@ -9,6 +9,8 @@ TaskConsoleError
 └── MessageRefused     how a task ends whose message no worker takes, or none has ever got
 """
 
+from typing import Any
+
 
 class TaskConsoleError(Exception):
     """Base of the console's own errors. Each message says what is wrong and what to do."""
@@ -31,7 +33,7 @@ class NotUnique(DuplicateTask):
         super().__init__(message)
         self.task_id = task_id
 
-    def __reduce__(self):
+    def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (*self.args, self.task_id)
 
 

@@ -8,7 +8,7 @@ from django.db import models
 from tasks_app.storable import dump_json
 
 
-class JSONText(models.TextField):  # type: ignore[type-arg]
+class JSONText(models.TextField):
     """JSON kept as the text that was sent: exact, with key order and any number or character that JSON can carry.
 
     (jsonb would refuse NUL and lone surrogates, and rewrite numbers and objects.) Encoded as kombu does it, so that a

@@ -102,11 +102,11 @@ class Leases(threading.Thread):
         self._kill_taken_away(gone)  # most have ended just now
         self._is_complete = not gone
 
-    def _known(self, requests: Iterable[Request]) -> set:
+    def _known(self, requests: Iterable[Request]) -> set[Request]:
         """Not those of another app's worker in this process."""
         return {request for request in _snapshot(requests) if itself(request.app) is self.app}
 
-    def _kill_taken_away(self, gone: dict) -> None:
+    def _kill_taken_away(self, gone: dict[tuple[str, int], Request]) -> None:
         """Kill the processes whose runs others have ended. At the second look: by then a process that was refused the
         claim of such a message, having been at an earlier run of the same task, is at something else."""
         runs = {message: request.worker_pid for message, request in gone.items() if _has_child(request)}
@@ -156,7 +156,7 @@ class Leases(threading.Thread):
             _kill(request, signal.SIGKILL)
 
 
-def _snapshot(requests: Iterable[Request]) -> set:
+def _snapshot(requests: Iterable[Request]) -> set[Request]:
     while True:
         with suppress(RuntimeError):  # the worker's own thread changes it meanwhile
             return set(requests)

@@ -4,6 +4,7 @@ Django's own would be naive where USE_TZ is off, and in the connection's zone wh
 zone are subtracted by their clocks, over a change of these too, and one of a repeated hour equals none of another zone.
 """
 
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -20,11 +21,11 @@ def now() -> datetime:
 class MomentField(models.DateTimeField):
     """A DateTimeField whose values come as above."""
 
-    def get_db_converters(self, connection):
+    def get_db_converters(self, connection: Any) -> list[Any]:
         is_so = settings.USE_TZ and connection.timezone_name == "UTC"
         return [] if is_so else [_in_utc]
 
-    def deconstruct(self):
+    def deconstruct(self) -> tuple[str, str, Sequence[Any], dict[str, Any]]:
         name, _, args, kwargs = super().deconstruct()
         return name, "django.db.models.DateTimeField", args, kwargs
 

@@ -23,7 +23,7 @@ SAID_EACH, PATIENCE = 20, timedelta(minutes=1)
 class Reading:
     """What a worker says of its queues."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self._said_at, self._said = float("-inf"), frozenset[str]()
 
     def say(self, queues: Collection[str]) -> None:

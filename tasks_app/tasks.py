@@ -5,6 +5,7 @@ import io
 import ipaddress
 import socket
 from collections.abc import Iterable
+from typing import Any
 from urllib.parse import urlsplit
 
 from celery import shared_task
@@ -32,7 +33,7 @@ async def handle_number_sum(*numbers: Number | Iterable[Number]) -> Number:
     retry_jitter=True,
     max_retries=3,
 )
-async def number_sum(*numbers):
+async def number_sum(*numbers: Number | Iterable[Number]) -> Number:
     """Add numbers up. The smallest task there is, to try a set-up with."""
     return await handle_number_sum(*numbers)
 
@@ -49,8 +50,8 @@ def run_command(command: str, *args: str, **options: str) -> str:
 
 @shared_task(name="http_request")
 def http_request(
-    method: str, url: str, body: str | None = None, headers: dict | None = None, timeout: float = 10
-) -> dict:
+    method: str, url: str, body: str | None = None, headers: dict[str, str] | None = None, timeout: float = 10
+) -> dict[str, Any]:
     """Send an HTTP request; the result has `status`, `headers` and `body`. A status of 400 or more is a failure.
 
     `timeout` in seconds. Redirects are not followed. An address that is not public is refused, unless

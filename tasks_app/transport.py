@@ -169,7 +169,7 @@ class Channel(seam.Channel):
         except (Malformed, RecursionError) as error:
             logger.error("A broadcast was no message and is lost: %.300r", error)
 
-    def basic_consume(self, queue: str, no_ack: bool, callback: Callable, *args: Any, **kwargs: Any) -> Any:
+    def basic_consume(self, queue: str, no_ack: bool, callback: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         def guarded(message: Message) -> Any:
             try:
                 taken = callback(message)
@@ -287,7 +287,7 @@ def _check(payload: Any) -> None:
         _check_task(headers)
 
 
-def _check_body(body: Any, headers: dict) -> None:
+def _check_body(body: Any, headers: dict[str, Any]) -> None:
     if isinstance(body, dict) and ("task" in headers or "task" in body):  # Celery's protocol 1: its headers are in it
         _check_depth(body, DEEPEST_AROUND)
         _check_task(body | headers)
@@ -304,7 +304,7 @@ def _check_body(body: Any, headers: dict) -> None:
             _expect(_SEQUENCES, name, embed.get(name) or ())
 
 
-def _check_task(headers: dict) -> None:
+def _check_task(headers: dict[str, Any]) -> None:
     """The headers that the worker's parent uses later than at the receipt, where nobody catches its errors."""
     _expect(str, "task", headers["task"])
     for name, fits in _USED_LATE.items():

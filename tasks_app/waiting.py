@@ -12,7 +12,7 @@ import json
 import logging
 import time
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import suppress
 from functools import partial
 from types import SimpleNamespace
@@ -34,6 +34,11 @@ from tasks_app.statements import execute
 from tasks_app.storable import printable
 
 logger = logging.getLogger(__name__)
+
+#: What is known of a task, as Celery's results take it.
+Meta = dict[str, Any]
+OnMessage = Callable[[Meta], object] | None
+OnInterval = Callable[[], object] | None
 
 #: Seconds between two looks: a tenth of what has been waited, from the shortest to the longest; where it takes longer,
 #: twice the look's own time. A hundred processes that wait for a minute look 400 times a second.
@@ -92,9 +97,10 @@ class WaitingBackend(ResultsBackend):
     READY_STATES = frozenset(states.READY_STATES)
 
     def wait_for_pending(
-        self, result, timeout=None, interval=DEFAULT_INTERVAL, no_ack=True, on_message=None, on_interval=None,
-        callback=None, propagate=True,
-    ):  # fmt: skip
+        self, result: AsyncResult, timeout: float | None = None, interval: float | None = DEFAULT_INTERVAL,
+        no_ack: bool = True, on_message: OnMessage = None, on_interval: OnInterval = None, callback: Any = None,
+        propagate: bool = True,
+    ) -> Any:  # fmt: skip
         """Wait for one result, and look at its parents meanwhile where `get` follows them: its value.
 
         Raises celery.exceptions.TimeoutError after `timeout` seconds, and the task's exception, or that of a parent;
@@ -111,13 +117,17 @@ class WaitingBackend(ResultsBackend):
             parents[task_id].maybe_throw()
         return result.maybe_throw(propagate=propagate, callback=callback)
 
-    def wait_for(self, task_id, timeout=None, interval=DEFAULT_INTERVAL, no_ack=True, on_interval=None):
+    def wait_for(
+        self, task_id: str, timeout: float | None = None, interval: float | None = DEFAULT_INTERVAL,
+        no_ack: bool = True, on_interval: OnInterval = None,
+    ) -> Meta:  # fmt: skip
         """Wait for one task; its meta."""
         return next(self.get_many([task_id], timeout, interval, no_ack, on_interval=on_interval))[1]
 
     def iter_native(
-        self, result, timeout=None, interval=DEFAULT_INTERVAL, no_ack=True, on_message=None, on_interval=None
-    ):
+        self, result: ResultSet, timeout: float | None = None, interval: float | None = DEFAULT_INTERVAL,
+        no_ack: bool = True, on_message: OnMessage = None, on_interval: OnInterval = None,
+    ) -> Iterator[tuple[str, Any]]:  # fmt: skip
         """(id, meta) of each member of a ResultSet as it ends; (id, members) of a group in it, once all of it has."""
         self.refuse_eager()
         waiting = defaultdict(list)
@@ -138,9 +148,10 @@ class WaitingBackend(ResultsBackend):
                     yield node.id, _outcome(node, meta)
 
     def get_many(
-        self, task_ids, timeout=None, interval=DEFAULT_INTERVAL, no_ack=True, on_message=None, on_interval=None,
-        max_iterations=None,
-    ):  # fmt: skip
+        self, task_ids: Iterable[Any], timeout: float | None = None, interval: float | None = DEFAULT_INTERVAL,
+        no_ack: bool = True, on_message: OnMessage = None, on_interval: OnInterval = None,
+        max_iterations: int | None = None,
+    ) -> Iterator[tuple[Any, Meta]]:  # fmt: skip
         """(id, meta) of each of these tasks as it ends, in their order where a look finds several.
 
         `timeout`, `interval`: seconds. `on_message` is called with each meta that is new or has changed, `on_interval`
@@ -148,7 +159,7 @@ class WaitingBackend(ResultsBackend):
         celery.exceptions.TimeoutError, and Django's database errors within a transaction.
         """
         left = {str(task_id): task_id for task_id in task_ids}
-        told: dict[str, tuple] = {}
+        told: dict[str, tuple[str, Any]] = {}
         looks = self._looks(left, timeout, interval, on_interval, is_told=on_message is not None)
         for metas in itertools.islice(looks, max_iterations):
             for meta in metas:
@@ -164,7 +175,7 @@ class WaitingBackend(ResultsBackend):
         for _ in self._fill(_unknown(results), max_iterations=1):
             pass
 
-    def _fill(self, results: Iterable[AsyncResult], **asked) -> Iterator[tuple[Any, dict]]:
+    def _fill(self, results: Iterable[AsyncResult], **asked: Any) -> Iterator[tuple[Any, Meta]]:
         """`get_many` of their ids, with each result told its meta."""
         waiting = defaultdict(list)
         for result in results:
@@ -174,7 +185,10 @@ class WaitingBackend(ResultsBackend):
                 learn(result, meta)
             yield task_id, meta
 
-    def _looks(self, left: dict, timeout, interval, on_interval, is_told: bool) -> Iterator[list[dict]]:
+    def _looks(
+        self, left: Collection[str], timeout: float | None, interval: float | None, on_interval: OnInterval,
+        is_told: bool,
+    ) -> Iterator[list[Meta]]:  # fmt: skip
         """What each look at what is left finds, with the pauses between them, until nothing is left."""
         started = seen_at = asked_at = time.monotonic()
         while left:
@@ -200,12 +214,12 @@ class WaitingBackend(ResultsBackend):
             time.sleep(pause if timeout is None else min(pause, timeout - waited))
             asked_at = time.monotonic()
 
-    def meta_for(self, task_id):
+    def meta_for(self, task_id: str) -> Meta:
         """As django-celery-results tells it; where that has no result, as the record does."""
         known = next(self._metas([str(task_id)], also_unended=True), None)
         return known or {"task_id": task_id, "status": states.PENDING, "result": None}
 
-    def _metas(self, task_ids: Iterable[str], also_unended: bool) -> Iterator[dict]:
+    def _metas(self, task_ids: Iterable[str], also_unended: bool) -> Iterator[Meta]:
         """What is known of these tasks, of those that have ended or of all, in their order."""
         possible = _possible(task_ids)
         for start in range(0, len(possible), BATCH):
@@ -213,7 +227,7 @@ class WaitingBackend(ResultsBackend):
             rows = {row[0]: row for row in execute(_LOOK, [json.dumps(batch), also_unended]).fetchall()}
             yield from (self._meta(rows[task_id]) for task_id in batch if task_id in rows)
 
-    def _meta(self, row: tuple) -> dict:
+    def _meta(self, row: tuple[Any, ...]) -> Meta:
         known = dict(zip(_COLUMNS, row, strict=True))
         state, exc_type, exc_message = (known.pop(name) for name in _OURS)
         coding = SimpleNamespace(content_type=known.pop("content_type"), content_encoding=known.pop("content_encoding"))
@@ -226,7 +240,7 @@ class WaitingBackend(ResultsBackend):
         self._go_by_record(known, state, exc_type, exc_message)
         return self.meta_from_decoded(known)
 
-    def _go_by_record(self, known: dict, state: str | None, exc_type: str, exc_message: str) -> None:
+    def _go_by_record(self, known: Meta, state: str | None, exc_type: str, exc_message: str) -> None:
         """Let what is stored say what plain Celery would: a record tells of more, and of less."""
         stored, is_ignored = known["status"], known.pop(IGNORED, False)
         known[ENDED] = state in states.READY_STATES
@@ -244,7 +258,7 @@ class WaitingBackend(ResultsBackend):
 class RecordedResult(Result):
     """Celery's, which reads each parent by itself, before a wait and at each look of it."""
 
-    def raise_for_parents(self):
+    def raise_for_parents(self) -> None:
         if known_of(self) is not None:  # else the wait that follows looks at them
             self.backend.read_ended(_parents(self))
         for parent in _parents(self):
@@ -252,7 +266,7 @@ class RecordedResult(Result):
                 parent.maybe_throw()
 
 
-def _leaves(nodes: Iterable) -> Iterator:
+def _leaves(nodes: Iterable[Any]) -> Iterator[AsyncResult]:
     """The tasks of results, of groups and of groups in groups."""
     for node in nodes:
         if isinstance(node, ResultSet):
@@ -261,17 +275,17 @@ def _leaves(nodes: Iterable) -> Iterator:
             yield node
 
 
-def _parents(result) -> list:
+def _parents(result: AsyncResult) -> list[AsyncResult]:
     """The tasks that came before, the first of them first."""
     return list(_leaves(reversed(parents_of(result))))
 
 
-def _unknown(nodes: Iterable) -> list:
+def _unknown(nodes: Iterable[Any]) -> list[AsyncResult]:
     """Of the tasks of these, those whose end has not been seen, and is to be."""
     return [leaf for leaf in _leaves(nodes) if known_of(leaf) is None and not leaf.ignored]
 
 
-def _outcome(node, meta: dict | None = None):
+def _outcome(node: Any, meta: Meta | None = None) -> Any:
     if isinstance(node, ResultSet):
         return list(node.results)
     return meta or known_of(node) or {"task_id": node.id, "status": states.PENDING, "result": None}  # ignored
@@ -297,14 +311,14 @@ def _bear(error: Exception, away: float, timeout: float | None) -> None:
     logger.warning("Waiting for results goes on without the database: %s", str(error).strip())
 
 
-def _not_ended(left: dict, timeout: float) -> str:
+def _not_ended(left: Collection[str], timeout: float) -> str:
     first = next(iter(left))
     others = f" and {len(left) - 1} more" if len(left) > 1 else ""
     reason = _never_ending(left)
     return f"Not ended within {timeout} s: task {first:.300}{others}" + (f". {reason}" if reason else "")
 
 
-def _never_ending(left: dict) -> str:
+def _never_ending(left: Collection[str]) -> str:
     """Why one of these cannot end while it is waited for; "" where nothing is known against it."""
     if not connection.in_atomic_block:
         return ""

@@ -9,9 +9,10 @@ import inspect
 import logging
 import threading
 import time
-from collections.abc import Awaitable, Callable, Container
+from collections.abc import Awaitable, Callable, Container, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
+from typing import Any
 from weakref import WeakSet
 
 from asgiref.sync import sync_to_async
@@ -21,13 +22,15 @@ from celery import bootsteps
 from celery.app import pop_current_task, push_current_task
 from celery.apps.worker import Worker
 from celery.concurrency import prefork, thread
+from celery.concurrency.base import BasePool
 from celery.exceptions import ImproperlyConfigured
 from celery.platforms import signals
 from celery.signals import worker_process_init, worker_process_shutdown, worker_shutting_down
-from celery.worker import state
+from celery.worker import WorkController, state
 from celery.worker.control import control_command
 from click import ClickException
 from django.db import DatabaseError, connection, connections
+from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.backends.signals import connection_created
 from kombu.exceptions import OperationalError
 
@@ -73,7 +76,7 @@ class Upkeep(bootsteps.StartStopStep):
 
     requires = ("celery.worker.components:Pool",)
 
-    def __init__(self, worker, **kwargs):
+    def __init__(self, worker: WorkController, **kwargs: Any) -> None:
         _refuse_green(worker.pool_cls)
         super().__init__(worker, **kwargs)
         self.has_children = issubclass(worker.pool_cls, prefork.TaskPool)
@@ -83,13 +86,14 @@ class Upkeep(bootsteps.StartStopStep):
             worker_process_shutdown.connect(end_child, sender=worker.hostname)
         worker_shutting_down.connect(self.begin_end, sender=worker.hostname)
 
-    def create(self, worker):
-        self.app, self.threads = worker.app, set()
+    def create(self, worker: WorkController) -> None:
+        self.app = worker.app
+        self.threads: set[threading.Thread] = set()
         self.relay, self.leases = WorkerRelay(worker), Leases(worker.app)
         if isinstance(worker.pool, thread.TaskPool):
             worker.pool.executor = ThreadPoolExecutor(worker.pool.limit, initializer=self.begin_thread)
 
-    def start(self, worker):
+    def start(self, worker: WorkController) -> None:
         worker.app.set_current()  # by which `solo` finds its tasks; start_worker of another app makes that the default
         if isinstance(worker, Worker):  # not in a test, each of which would say it again
             checks.say_found(logger)
@@ -102,30 +106,30 @@ class Upkeep(bootsteps.StartStopStep):
         self.relay.start()
         self.leases.start()
 
-    def begin_thread(self):
+    def begin_thread(self) -> None:
         self.app.set_current()
         self.threads.add(threading.current_thread())
 
-    def begin_end(self, **_):
+    def begin_end(self, **_: Any) -> None:
         """The process was told to end. Called in a signal's handler: whatever blocks must be done by another thread."""
         threading.Thread(target=self._begin_end, daemon=True).start()
 
-    def _begin_end(self):
+    def _begin_end(self) -> None:
         self.leases.hand_back_after(conf.WORKER_SHUTDOWN_GRACE)
         self.relay.stop()
 
-    def stop(self, worker):
+    def stop(self, worker: WorkController) -> None:
         worker.pool.stop()  # sooner than by its own step: its runs need their leases to the last
         self._end(worker)
 
-    def terminate(self, worker):
+    def terminate(self, worker: WorkController) -> None:
         if self.has_children:
             worker.pool.terminate()
         else:
             worker.pool.stop()  # a thread cannot be ended from outside; this waits for it
         self._end(worker)
 
-    def _end(self, worker):
+    def _end(self, worker: WorkController) -> None:
         busy_threads.discard(threading.get_ident())
         self.relay.stop()
         self.leases.stop()
@@ -140,7 +144,7 @@ class Upkeep(bootsteps.StartStopStep):
         worker_shutting_down.disconnect(self.begin_end, sender=worker.hostname)
 
 
-def _refuse_green(pool_cls) -> None:
+def _refuse_green(pool_cls: type[BasePool]) -> None:
     if pool_cls.is_green:
         name = pool_cls.__module__.rpartition(".")[2]
         raise UnsupportedPool(
@@ -153,7 +157,7 @@ def _refuse_green(pool_cls) -> None:
 class WorkerRelay(Relay):
     """The relay of a worker, which tells of its queues too."""
 
-    def __init__(self, worker):
+    def __init__(self, worker: WorkController) -> None:
         super().__init__()
         self.worker, self._reading = worker, Reading()
 
@@ -170,12 +174,12 @@ class WorkerRelay(Relay):
 class Opened:
     """The connections to the database that some threads open, in coroutines too, to be closed when they have ended."""
 
-    def __init__(self, threads: Container[threading.Thread]):
+    def __init__(self, threads: Container[threading.Thread]) -> None:
         self.threads = threads
-        self.connections: WeakSet = WeakSet()
+        self.connections: WeakSet[BaseDatabaseWrapper] = WeakSet()
         connection_created.connect(self._note)
 
-    def _note(self, connection, **_) -> None:
+    def _note(self, connection: BaseDatabaseWrapper, **_: Any) -> None:
         if threading.current_thread() in self.threads:
             self.connections.add(connection)
 
@@ -187,7 +191,7 @@ class Opened:
         asyncio.run(sync_to_async(connections.close_all)())  # where coroutines use the ORM, in a thread that lives on
 
 
-def start_child(**_) -> None:
+def start_child(**_: Any) -> None:
     open_database()
     open_broker()
     for hook in _on_startup:
@@ -198,7 +202,7 @@ def start_child(**_) -> None:
                 hook()
 
 
-def end_child(**_) -> None:
+def end_child(**_: Any) -> None:
     marker.flush()
     with ThreadPoolExecutor() as side:
         side.submit(close_broker)
@@ -221,13 +225,13 @@ if is_spawned_child():  # a child that was not forked knows nothing of its paren
 class ConsoleRequest(WorkerRequest):
     """A message's run, as the worker's parent process sees it."""
 
-    def __init__(self, message, *args, **kwargs):
+    def __init__(self, message: Any, *args: Any, **kwargs: Any) -> None:
         super().__init__(message, *args, **kwargs)
         self.is_recorded = GEN_HEADER in self.request_dict
         if self.is_recorded:
             self.forget_times()  # the record's to say
 
-    def revoked(self):
+    def revoked(self) -> bool:
         """As Celery judges it, but that an id which was revoked once may be given to a new task."""
         if self.is_recorded and self.id in state.revoked and not self.was_revoked and self._waits():
             return False
@@ -238,12 +242,12 @@ class ConsoleRequest(WorkerRequest):
             return TaskRecord.objects.waiting().filter(task_id=self.id, gen=gen_of(context_of(self))).exists()
         return False
 
-    def terminate(self, pool, signal=None):
+    def terminate(self, pool: BasePool, signal: Any = None) -> None:
         super().terminate(pool, effective(signals.signum(signal or TERM_SIGNAME)))
         if self.worker_pid:
             terminated[self] = time.monotonic()
 
-    def on_failure(self, exc_info, send_failed_event=True, return_ok=False):
+    def on_failure(self, exc_info: Any, send_failed_event: bool = True, return_ok: bool = False) -> Any:
         exc = getattr(exc_info.exception, "exc", exc_info.exception)
         if isinstance(exc, MemoryError):  # at which Celery would end the worker; the task has failed, that is all
             exc_info.exception = RuntimeError(f"MemoryError: {exc}")
@@ -253,7 +257,7 @@ class ConsoleRequest(WorkerRequest):
             self.task.backend.mark_as_lost(self.id, gen_of(context_of(self)), f"its process has ended: {exc!r:.300}")
         return super().on_failure(exc_info, send_failed_event, return_ok)
 
-    def retry_lost(self, exc, exc_info):
+    def retry_lost(self, exc: BaseException, exc_info: Any) -> Any:
         """As the run itself would retry: what Celery sends then is the run's next one."""
         context = context_of(self)
         context.called_directly = False
@@ -267,7 +271,7 @@ class ConsoleRequest(WorkerRequest):
 
 
 @control_command(variadic="task_id", signature="[id1 [id2 [...]]]")
-def revoke_unrecorded(worker, task_id, **_):
+def revoke_unrecorded(worker: Any, task_id: list[str], **_: Any) -> dict[str, str]:
     """Refuse tasks that another producer sent, and that have no record yet. (Celery's `revoke` would close a record
     that was made since under such an id.)"""
     state.revoked.update(task_id)
@@ -305,7 +309,7 @@ async def _call_all(hooks: list[Hook]) -> None:
 
 
 @contextmanager
-def _logged(hook: Hook):
+def _logged(hook: Hook) -> Iterator[None]:
     try:
         yield
     except Exception:
@@ -313,7 +317,7 @@ def _logged(hook: Hook):
 
 
 @contextmanager
-def _quiet(error: type[Exception]):
+def _quiet(error: type[Exception]) -> Iterator[None]:
     try:
         yield
     except error as reason:

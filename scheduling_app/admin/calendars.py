@@ -1,15 +1,17 @@
 """Calendars in the admin: when the schedules that name one do not run."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime, tzinfo
 from functools import cached_property
 from heapq import merge
 from itertools import islice
+from typing import Any
 
 from django import forms
 from django.contrib import admin
 from django.core.exceptions import ValidationError
-from django.db.models import Count
+from django.db.models import Count, QuerySet
+from django.http import HttpRequest, HttpResponse
 from django.template.loader import render_to_string
 
 from scheduling_app.form_fields import WallTimeField, placed, wall, zones
@@ -60,7 +62,7 @@ class WindowForm(PartlyValidated):
         labels = {"cron": "Each time of (cron)", "minutes": "For minutes"}
         widgets = {"cron": forms.TextInput(attrs={"spellcheck": "false", "autocomplete": "off"})}
 
-    def __init__(self, *args, zone: str, stored_zone: str, **kwargs):
+    def __init__(self, *args: Any, zone: str, stored_zone: str, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         #: The calendar's zone, as it now is, and as it was when the times were stored.
         self.zone, self.stored_zone = zone, stored_zone
@@ -72,7 +74,7 @@ class WindowForm(PartlyValidated):
         """Also with its calendar's zone, if it is dated: what was typed stays, what it means does not."""
         return super().has_changed() or (self.instance.start_at is not None and self.zone != self.stored_zone)
 
-    def clean(self):
+    def clean(self) -> dict[str, Any]:
         super().clean()
         if not self.errors:
             try:
@@ -98,7 +100,7 @@ class WindowForm(PartlyValidated):
 class Windows(forms.BaseInlineFormSet):
     """The windows of a calendar, whose zone they are typed in."""
 
-    def clean(self):
+    def clean(self) -> None:
         super().clean()
         if not any(self.errors):
             kept = [
@@ -114,7 +116,7 @@ class Windows(forms.BaseInlineFormSet):
         stored = Calendar.objects.filter(pk=self.instance.pk).values_list("timezone", flat=True)
         return stored.first() or self.instance.timezone
 
-    def get_form_kwargs(self, index):
+    def get_form_kwargs(self, index: int | None) -> dict[str, Any]:
         zones = {"zone": self.instance.timezone, "stored_zone": self.stored_zone}
         return {**super().get_form_kwargs(index), **zones}
 
@@ -134,13 +136,15 @@ class CalendarAdmin(admin.ModelAdmin):
     list_display = ["name", "timezone", "windows_count", "schedules_count"]
     search_fields = ["name", "description"]
 
-    def changeform_view(self, request, object_id=None, form_url="", extra_context=None):
+    def changeform_view(
+        self, request: HttpRequest, object_id: str | None = None, form_url: str = "", extra_context: Any = None
+    ) -> HttpResponse:
         return super().changeform_view(request, object_id, form_url, (extra_context or {}) | {"zones": zones()})
 
-    def get_fields(self, request, obj=None):
+    def get_fields(self, request: HttpRequest, obj: Calendar | None = None) -> Any:
         return self.fields if obj else self.fields[:3]
 
-    def get_queryset(self, request):
+    def get_queryset(self, request: HttpRequest) -> QuerySet[Calendar]:
         counts = {
             "count_of_windows": Count("windows", distinct=True),
             "count_of_schedules": Count("schedules", distinct=True),
@@ -148,16 +152,16 @@ class CalendarAdmin(admin.ModelAdmin):
         return super().get_queryset(request).annotate(**counts)
 
     @admin.display(description="Windows")
-    def windows_count(self, calendar) -> int:
+    def windows_count(self, calendar: Any) -> int:
         return calendar.count_of_windows
 
     @admin.display(description="Schedules")
-    def schedules_count(self, calendar) -> int:
+    def schedules_count(self, calendar: Any) -> int:
         return calendar.count_of_schedules
 
     @admin.display(description="Next windows")
     def coming(self, calendar: Calendar) -> str:
-        context: dict = {"calendar": calendar}
+        context: dict[str, Any] = {"calendar": calendar}
         try:
             zone = clocks.zone(calendar.timezone)
             found = coming(calendar.blackout().windows, moments.now(), COMING)
@@ -173,7 +177,7 @@ class CalendarAdmin(admin.ModelAdmin):
         context = {"schedules": schedules[:NAMED], "more": more}
         return render_to_string("admin/scheduling_app/calendar/_schedules.html", context)
 
-    def get_deleted_objects(self, objs, request):
+    def get_deleted_objects(self, objs: Any, request: HttpRequest) -> tuple[Any, ...]:
         """Refused, with names, where schedules go by one of them; not a list of all that would go."""
         in_use = [schedule for calendar in objs for schedule in calendar.schedules.only("name")[: NAMED + 1]]
         protected = [f"Schedule: {schedule}" for schedule in in_use[:NAMED]]
@@ -188,7 +192,7 @@ def coming(windows: Iterable[Dated | Recurring], now: datetime, count: int) -> l
     return list(islice(merge(*(_spans(each, now) for each in windows)), count))
 
 
-def _spans(each: Dated | Recurring, now: datetime):
+def _spans(each: Dated | Recurring, now: datetime) -> Iterator[tuple[datetime, datetime]]:
     if isinstance(each, Dated):
         if each.end_at > now:
             yield each.start_at.astimezone(UTC), each.end_at.astimezone(UTC)

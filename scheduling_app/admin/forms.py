@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from contextlib import suppress
 from copy import copy
 from datetime import datetime, tzinfo
+from typing import Any
 
 from django import forms
 from django.core.exceptions import ValidationError
@@ -66,7 +67,7 @@ class PlanForm(PartlyValidated):
             ),
         }
 
-    def __init__(self, *args, now: datetime | None = None, **kwargs):
+    def __init__(self, *args: Any, now: datetime | None = None, **kwargs: Any) -> None:
         super().__init__(*args, **{"label_suffix": "", **kwargs})
         self.now = now or moments.now()
         self.timing: Timing | None = None
@@ -109,7 +110,7 @@ class PlanForm(PartlyValidated):
     def clean_blackout_action(self) -> str:
         return self.cleaned_data["blackout_action"] or Schedule.BlackoutAction.SKIP
 
-    def clean(self):
+    def clean(self) -> dict[str, Any]:
         super().clean()
         self._clear_what_does_not_apply()
         self._complain(rule_complaints(self._given()))
@@ -184,7 +185,7 @@ class ScheduleForm(PlanForm):
         fields = names(*Part)
         widgets = PlanForm.Meta.widgets | {"description": forms.Textarea(attrs={"rows": 1})}
 
-    def __init__(self, *args, **kwargs):
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.fields["name"].error_messages["required"] = BLANK
         self._offer_tasks(self.initial.get("task"))
@@ -222,7 +223,7 @@ class ScheduleForm(PlanForm):
         assert isinstance(field, forms.ChoiceField)
         field.choices = choices
 
-    def clean(self):
+    def clean(self) -> dict[str, Any]:
         super().clean()
         if not self.instance.owner and {"task", "args", "kwargs", "due_kwarg"} <= self.cleaned_data.keys():
             self._complain(call_complaints(self._given(), self.initial.get("task", "")))

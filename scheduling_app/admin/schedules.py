@@ -1,12 +1,15 @@
+from collections.abc import Callable
+from typing import Any
+
 from django.contrib import admin, messages
 from django.contrib.admin.helpers import ACTION_CHECKBOX_NAME
 from django.contrib.admin.views.main import ChangeList
 from django.core.exceptions import PermissionDenied
-from django.db.models import Count, Q
+from django.db.models import Count, Q, QuerySet
 from django.http import HttpRequest, HttpResponse
 from django.shortcuts import get_object_or_404, redirect, render
 from django.template.loader import render_to_string
-from django.urls import path, reverse
+from django.urls import URLPattern, path, reverse
 from django.utils.decorators import method_decorator
 from django.views.decorators.http import require_http_methods
 
@@ -29,28 +32,28 @@ NAMED = 10
 class StateFilter(admin.SimpleListFilter):
     title = parameter_name = "state"
 
-    def lookups(self, request, model_admin):
+    def lookups(self, request: HttpRequest, model_admin: Any) -> list[tuple[str, str]]:
         return list(STATE_WORDS.items())
 
-    def queryset(self, request, queryset):
+    def queryset(self, request: HttpRequest, queryset: QuerySet[Any]) -> QuerySet[Any]:
         return queryset.filter(STATES.get(self.value() or "", Q()))
 
 
 class ScheduleList(ChangeList):
     """The list, whose rows know their last outcomes."""
 
-    def get_results(self, request):
+    def get_results(self, request: HttpRequest) -> None:
         super().get_results(request)
         self.result_list = list(self.result_list)
         for row in rows_of(self.result_list):
             row.schedule.row = row  # type: ignore[attr-defined]
 
 
-def column(description: str, template: str, ordering: str | None = None):
+def column(description: str, template: str, ordering: str | None = None) -> Callable[..., str]:
     """A column of the list, drawn as on the schedules' own page."""
 
     @admin.display(description=description, ordering=ordering)
-    def cell(self, schedule: Schedule) -> str:
+    def cell(self: Any, schedule: Schedule) -> str:
         return render_to_string(f"scheduling_app/{template}", {"row": schedule.row})  # type: ignore[attr-defined]
 
     return cell
@@ -81,10 +84,10 @@ class ScheduleAdmin(admin.ModelAdmin):
     class Media:
         js = ["scheduling_app/schedules.js"]
 
-    def get_changelist(self, request, **kwargs):
+    def get_changelist(self, request: HttpRequest, **kwargs: Any) -> type[ChangeList]:
         return ScheduleList
 
-    def get_urls(self):
+    def get_urls(self) -> list[URLPattern]:
         preview = self.admin_site.admin_view(self.preview)
         return [
             path("preview/", preview, name="scheduling_app_schedule_preview"),
@@ -106,15 +109,19 @@ class ScheduleAdmin(admin.ModelAdmin):
         """Of a page of this admin, on its own site."""
         return reverse(f"admin:scheduling_app_schedule_{page}", args=args, current_app=self.admin_site.name)
 
-    def changelist_view(self, request, extra_context=None):
+    def changelist_view(self, request: HttpRequest, extra_context: Any = None) -> HttpResponse:
         if any("\x00" in value for value in request.GET.values()):  # no text in Postgres has one, and Django would ask
             return redirect(self._address("changelist"))
         return super().changelist_view(request, extra_context)
 
-    def changeform_view(self, request, object_id=None, form_url="", extra_context=None):
+    def changeform_view(
+        self, request: HttpRequest, object_id: str | None = None, form_url: str = "", extra_context: Any = None
+    ) -> HttpResponse:
         return super().changeform_view(request, object_id, form_url, (extra_context or {}) | {"zones": zones()})
 
-    def change_view(self, request, object_id, form_url="", extra_context=None):
+    def change_view(
+        self, request: HttpRequest, object_id: str, form_url: str = "", extra_context: Any = None
+    ) -> HttpResponse:
         schedule = self.get_object(request, object_id)
         if schedule and self.has_view_permission(request, schedule):
             if not self.has_change_permission(request, schedule):
@@ -122,27 +129,27 @@ class ScheduleAdmin(admin.ModelAdmin):
             extra_context = (extra_context or {}) | {"row": ScheduleRow(schedule), "runs": runs_of(schedule, RUNS)}
         return super().change_view(request, object_id, form_url, extra_context)
 
-    def save_model(self, request, obj, form, change):
+    def save_model(self, request: HttpRequest, obj: Schedule, form: Any, change: bool) -> None:
         """A schedule that paused itself while its form was open stays paused, unless the form is about that."""
         kept = {"enabled"} - set(form.changed_data)
         obj.save(update_fields=[name for name in form.fields if name not in kept] if change else None)
 
-    def get_deleted_objects(self, objs, request):
+    def get_deleted_objects(self, objs: Any, request: HttpRequest) -> tuple[Any, ...]:
         """In numbers: an old schedule has more runs than a page can list."""
         runs = ScheduleRun.objects.filter(schedule__in=[schedule.pk for schedule in objs]).aggregate(n=Count("pk"))["n"]
         counts = {Schedule._meta.verbose_name_plural: len(objs), ScheduleRun._meta.verbose_name_plural: runs}
         return [str(schedule) for schedule in objs], counts, set(), []
 
     @admin.action(description="Run now", permissions=["change"])
-    def run_now(self, request, schedules):
+    def run_now(self, request: HttpRequest, schedules: QuerySet[Schedule]) -> None:
         messages.success(request, actions.run_now(schedules, request.user))
 
     @admin.action(description="Pause", permissions=["change"])
-    def pause(self, request, schedules):
+    def pause(self, request: HttpRequest, schedules: QuerySet[Schedule]) -> None:
         messages.success(request, actions.pause(schedules, request.user))
 
     @admin.action(description="Resume", permissions=["change"])
-    def resume(self, request, schedules):
+    def resume(self, request: HttpRequest, schedules: QuerySet[Schedule]) -> HttpResponse | None:
         """Asks what becomes of the times missed meanwhile, and then does it."""
         form, paused = ResumeForm(request.POST if "missed" in request.POST else None), schedules.filter(enabled=False)
         if form.is_valid() or not paused.exists():
@@ -161,7 +168,7 @@ class ScheduleAdmin(admin.ModelAdmin):
         return render(request, "admin/scheduling_app/schedule/resume.html", context)
 
     @admin.action(description="Backfill", permissions=["change"])
-    def backfill(self, request, schedules):
+    def backfill(self, request: HttpRequest, schedules: QuerySet[Schedule]) -> HttpResponse | None:
         chosen = list(schedules[:2])
         if len(chosen) == 1:
             return redirect("schedules:backfill_choose", chosen[0].pk)
@@ -169,7 +176,7 @@ class ScheduleAdmin(admin.ModelAdmin):
         return None
 
     @admin.action(description="Duplicate, paused", permissions=["add"])
-    def duplicate(self, request, schedules):
+    def duplicate(self, request: HttpRequest, schedules: QuerySet[Schedule]) -> HttpResponse | None:
         copies = actions.duplicate(schedules, request.user)
         messages.success(request, f"{len(copies)} copied, paused: {', '.join(each.name for each in copies[:NAMED])}.")
         if len(copies) == 1 and self.has_change_permission(request):

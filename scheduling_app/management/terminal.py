@@ -4,6 +4,7 @@ import difflib
 import getpass
 from collections.abc import Sequence
 from datetime import datetime, tzinfo
+from typing import Any
 
 from django.contrib.auth import get_user_model
 from django.contrib.auth.hashers import make_password
@@ -25,7 +26,7 @@ SEARCHED = 10_000
 class TerminalCommand(BaseCommand):
     """A command whose errors are a line each, also where there is no database."""
 
-    def execute(self, *args, **options):
+    def execute(self, *args: Any, **options: Any) -> str | None:
         try:
             return super().execute(*args, **options)
         except OperationalError as error:

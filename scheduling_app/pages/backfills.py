@@ -38,8 +38,7 @@ def start(request: HttpRequest, pk: int) -> HttpResponse:
     if form.is_valid():
         choices = {name: form.cleaned_data[name] for name in ("which", "newest_first", "concurrency")}
         try:
-            # staff_with lets nobody else in.
-            begun = actions.start_backfill(schedule, form.times, request.user, **choices)  # type: ignore[arg-type]
+            begun = actions.start_backfill(schedule, form.times, request.user, **choices)
         except BackfillError as error:
             form.add_error("which", str(error))
         else:

@@ -16,7 +16,7 @@ NAMES = (
 
 
 class JobStore(BaseJobStore):
-    def make_job(self, args: list, kwargs: dict[str, Any], **fields: Any) -> Job:
+    def make_job(self, args: list[Any], kwargs: dict[str, Any], **fields: Any) -> Job:
         """A job as this store's scheduler hands it out; its arguments are not held against the function's."""
         job = Job(self._scheduler, args=[], kwargs={}, **fields)
         job.args, job.kwargs, job._jobstore_alias = args, kwargs, self._alias

@@ -13,7 +13,6 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, tzinfo
 from typing import Any
 
-from django.contrib.auth.models import AbstractBaseUser
 from django.core.exceptions import ValidationError
 from django.db import models, transaction
 from django.utils.dateparse import parse_datetime
@@ -24,7 +23,7 @@ from scheduling_app.sources.rules import BLANK, UNSTORABLE, Complaint, complaint
 from scheduling_app.timing import blackout, clocks
 from scheduling_app.timing.clocks import TimingError
 from tasks_app import moments
-from tasks_app.history import log
+from tasks_app.history import AnyUser, log
 from tasks_app.json_field import JSONText
 
 Entry = dict[str, Any]
@@ -145,7 +144,7 @@ def load(text: str) -> list[Entry]:
 
 
 @transaction.atomic
-def bring(entries: Sequence[Entry], user: AbstractBaseUser, prune: bool = False) -> list[Change]:
+def bring(entries: Sequence[Entry], user: AnyUser, prune: bool = False) -> list[Change]:
     """Make schedules and calendars what `entries` say, and `prune` the others. What that changes.
 
     All or nothing: raises ExchangeError with all that is wrong. For a dry run, roll back the transaction around it.
@@ -169,7 +168,7 @@ def bring(entries: Sequence[Entry], user: AbstractBaseUser, prune: bool = False)
     return changes
 
 
-def _bring_schedule(entry: Entry, user: AbstractBaseUser) -> Change:
+def _bring_schedule(entry: Entry, user: AnyUser) -> Change:
     row = Schedule.objects.select_related("blackout").filter(name=entry["name"]).first()
     old = _schedule_entry(row) if row else None
     if row is None:
@@ -185,7 +184,7 @@ def _bring_schedule(entry: Entry, user: AbstractBaseUser) -> Change:
     return change
 
 
-def _bring_calendar(entry: Entry, user: AbstractBaseUser) -> Change:
+def _bring_calendar(entry: Entry, user: AnyUser) -> Change:
     row = Calendar.objects.filter(name=entry["name"]).first()
     old = _calendar_entry(row) if row else None
     row = row or Calendar(name=entry["name"])
@@ -288,7 +287,7 @@ def _others(entries: Sequence[Entry]) -> Iterator[Schedule | Calendar]:
     yield from Calendar.objects.exclude(name__in=names[CALENDAR])
 
 
-def _remove(row: Schedule | Calendar, user: AbstractBaseUser) -> Change:
+def _remove(row: Schedule | Calendar, user: AnyUser) -> Change:
     runs = row.runs.count() if isinstance(row, Schedule) else 0
     change = Change("remove", row._meta.label_lower, row.name, runs=runs)
     if isinstance(row, Calendar) and (schedule := row.schedules.first()):

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 from celery.exceptions import OperationalError as CeleryOperationalError
 from django.db import transaction
@@ -95,7 +96,7 @@ def minutes() -> list[Minute]:
     ]
 
 
-def failing() -> list[dict]:
+def failing() -> list[dict[str, Any]]:
     """Failures of the last 24 hours by task and exception, the most frequent first."""
     failures = TaskRecord.objects.filter(state=states.FAILURE, finished_at__gt=moments.now() - timedelta(days=1))
     groups = (
@@ -109,7 +110,7 @@ def failing() -> list[dict]:
     return [{**row, **newest[row["newest"]]} for row in rows if row["newest"] in newest]
 
 
-def queues() -> list[dict]:
+def queues() -> list[dict[str, Any]]:
     """What waits in each queue, and since when."""
     waiting = TaskRecord.objects.filter(PHASES["queued"]).order_by().values("queue")
     rows = waiting.annotate(count=Count("pk"), oldest=Min("created_at")).order_by("queue")

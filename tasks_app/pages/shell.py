@@ -6,6 +6,7 @@ A page's live part is its own address, asked for by htmx: the same view answers 
 from collections.abc import Callable
 from contextlib import suppress
 from functools import wraps
+from typing import Any
 
 from django.conf import global_settings, settings
 from django.contrib.auth.views import redirect_to_login
@@ -16,17 +17,19 @@ from django.urls import NoReverseMatch, is_valid_path, reverse
 from django.utils.cache import patch_cache_control, patch_vary_headers
 from django_htmx.middleware import HtmxDetails
 
+View = Callable[..., HttpResponse]
+
 VIEW, CHANGE = "tasks_app.view_taskrecord", "tasks_app.change_taskrecord"
 #: The answer at which htmx asks no more.
 STOP_POLLING = 286
 
 
-def staff_with(permission: str = "") -> Callable:
+def staff_with(permission: str = "") -> Callable[[View], View]:
     """Let in signed-in staff with this permission; others are sent to sign in, or refused if they are."""
 
-    def decorate(view: Callable) -> Callable:
+    def decorate(view: View) -> View:
         @wraps(view)
-        def entered(request: HttpRequest, *args, **kwargs) -> HttpResponse:
+        def entered(request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponse:
             user = request.user
             if not user.is_authenticated:
                 return redirect_to_login(request.get_full_path(), _login_url())
@@ -53,12 +56,12 @@ def is_live(request: HttpRequest) -> bool:
     return bool(asked) and not asked.history_restore_request
 
 
-def whole_page(request: HttpRequest, template: str, context: dict) -> HttpResponse:
+def whole_page(request: HttpRequest, template: str, context: dict[str, Any]) -> HttpResponse:
     """Render a page in its frame; `has_permission` is for a frame that a project makes of its admin's."""
     return render(request, template, {"has_permission": True} | context)
 
 
-def page_or_part(request: HttpRequest, page: str, part: str, context: dict) -> HttpResponse:
+def page_or_part(request: HttpRequest, page: str, part: str, context: dict[str, Any]) -> HttpResponse:
     """Render the whole page in the site's shell, or its live part alone."""
     if is_live(request):
         response = render(request, part, context | {"is_live": True})

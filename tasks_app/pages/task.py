@@ -2,9 +2,11 @@
 
 import json
 from collections.abc import Callable
+from typing import Any
 
 from django.contrib import messages
 from django.db import DEFAULT_DB_ALIAS, transaction
+from django.db.models import QuerySet
 from django.db.models.functions import Left
 from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
 from django.shortcuts import get_object_or_404, redirect
@@ -176,13 +178,13 @@ def _arguments(record: TaskRecord, what: str) -> str:
     return str(given) if given is not None else json.dumps(getattr(record, what), indent=2, ensure_ascii=False)
 
 
-def _family(record: TaskRecord):
+def _family(record: TaskRecord) -> QuerySet[TaskRecord]:
     """The other tasks of its workflow, and what it started."""
     others = TaskRecord.objects.in_workflow(record.root_id).exclude(pk=record.pk)
     return others.only(*LISTED, "parent_id", "group_id")
 
 
-def _attempts(record: TaskRecord) -> list[dict]:
+def _attempts(record: TaskRecord) -> list[dict[str, Any]]:
     """The runs before the last one, the newest of them, in their order, and of what is long the starts."""
     starts = {f"{name}_start": Left(name, SHOWN) for name in ("exc_message", "traceback")}
     newest = record.attempts.order_by("-attempt").values("attempt", "finished_at", "exc_type", **starts)
@@ -203,6 +205,6 @@ def _ends(text: str) -> str:
     return f"{text[: SHOWN // 2]}\n…\n{text[-SHOWN // 2 :]}"
 
 
-def _shown(text: str) -> dict:
+def _shown(text: str) -> dict[str, str | int]:
     text = text.encode("utf-8", "backslashreplace").decode()
     return {"text": text[:SHOWN], "cut": max(len(text) - SHOWN, 0)}

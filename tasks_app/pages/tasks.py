@@ -1,9 +1,10 @@
 """The list of tasks, and what it is narrowed to."""
 
 import json
+from typing import Any
 
 from django import forms
-from django.db.models import Case, F, Q, TextField, When
+from django.db.models import Case, F, Q, QuerySet, TextField, When
 from django.db.models.functions import Cast, Left
 from django.http import HttpRequest, HttpResponse
 from django.shortcuts import redirect
@@ -51,7 +52,7 @@ def task_list(request: HttpRequest) -> HttpResponse:
     return page_or_part(request, "tasks_app/task_list.html", "tasks_app/_task_rows.html", context)
 
 
-def _found(asked: dict):
+def _found(asked: dict[str, Any]) -> QuerySet[TaskRecord]:
     starts = {f"{name}_start": Left(name, SHOWN) for name in ("args", "kwargs", "exc_message")}
     shown = Case(When(options__contains='repr"', then=F("options")))  # read where there may be something to be shown
     records = TaskRecord.objects.only(*LISTED).annotate(**starts, shown=shown)
@@ -64,7 +65,7 @@ def _found(asked: dict):
     return records
 
 
-def _mentioning(records, text: str):
+def _mentioning(records: QuerySet[TaskRecord], text: str) -> QuerySet[TaskRecord]:
     """Those with `text` in their name, or in their arguments, which are kept as JSON that is plain ASCII."""
     encoded = json.dumps(text)[1:-1]
     records = records.annotate(**{f"{name}_text": Cast(name, TextField()) for name in ("args", "kwargs")})

@@ -119,10 +119,10 @@ NAMES = (
 class App(Celery):
     """An app of the console: the one kind for which canvases differ from Celery's."""
 
-    def _task_from_fun(self, fun: Callable, *args: Any, **options: Any) -> Any:
+    def _task_from_fun(self, fun: Callable[..., Any], *args: Any, **options: Any) -> Any:
         return super()._task_from_fun(self.as_body(fun, options), *args, **options)
 
-    def as_body(self, fun: Callable, options: dict[str, Any]) -> Callable:
+    def as_body(self, fun: Callable[..., Any], options: dict[str, Any]) -> Callable[..., Any]:
         """The function that is to be the body of a task with these options."""
         return fun
 
@@ -130,7 +130,7 @@ class App(Celery):
 #: What is made of other tasks, and sent by its own `apply_async`.
 CANVASES: tuple[type[canvas.Signature], ...] = (canvas._chain, canvas.group, canvas.chord)
 #: Sends a canvas of one of our apps: called with its `apply_async`, itself, and what that was given.
-Whole = Callable[[Callable, canvas.Signature, tuple, dict[str, Any]], Any]
+Whole = Callable[[Callable[..., Any], canvas.Signature, tuple[Any, ...], dict[str, Any]], Any]
 
 
 def send_canvases_by(whole: Whole) -> None:
@@ -139,7 +139,7 @@ def send_canvases_by(whole: Whole) -> None:
         canvas_class.apply_async = _sent_by(whole, canvas_class.apply_async)
 
 
-def _sent_by(whole: Whole, apply_async: Callable) -> Callable:
+def _sent_by(whole: Whole, apply_async: Callable[..., Any]) -> Callable[..., Any]:
     @wraps(apply_async)
     def send(self: canvas.Signature, *args: Any, **kwargs: Any) -> Any:
         if isinstance(self.app, App):
@@ -153,7 +153,7 @@ def is_chain(signature: canvas.Signature) -> bool:
     return isinstance(signature, canvas._chain)
 
 
-def lay_out_groups_by(laid_out: Callable[[Iterable, Any], Iterator[canvas.Signature]]) -> None:
+def lay_out_groups_by(laid_out: Callable[[Iterable[Any], Celery], Iterator[canvas.Signature]]) -> None:
     """Have the tasks of groups of our apps laid out by `laid_out(tasks, app)`, where Celery would do it."""
     freeze_unroll = canvas.group._freeze_unroll
 
@@ -171,7 +171,7 @@ def active_apps() -> Iterable[Celery]:
     return _state._get_active_apps()
 
 
-def unbound_tasks(app: Celery) -> list:
+def unbound_tasks(app: Celery) -> list[Any]:
     """What this app was asked to make, and has not yet."""
     return list(app._pending)
 
@@ -186,7 +186,7 @@ def options_of(task: Task) -> dict[str, Any]:
     return task._get_exec_options()
 
 
-def argument_check(task: Task) -> Callable | None:
+def argument_check(task: Task) -> Callable[..., Any] | None:
     """What raises TypeError for arguments that do not fit the task's signature; a task from a class has none."""
     return getattr(task, "__header__", None)
 
@@ -196,7 +196,7 @@ def has_own_backend(task: Task) -> bool:
     return getattr_static(task, "backend") is not getattr_static(Task, "backend") or bool(task._backend)
 
 
-def wrap_kept_body(task: Task, wrap: Callable[[Callable], Callable]) -> None:
+def wrap_kept_body(task: Task, wrap: Callable[[Any], Any]) -> None:
     """Wrap the body also where Celery's autoretry came first, and has kept it as it was."""
     if "_orig_run" in task.__dict__:
         task._orig_run = wrap(task._orig_run)
@@ -256,7 +256,7 @@ def known_of(result: AsyncResult) -> dict[str, Any] | None:
     return result._cache
 
 
-def parents_of(result: AsyncResult) -> list:
+def parents_of(result: AsyncResult) -> list[AsyncResult]:
     """The results before it, the nearest first."""
     return list(result._parents())
 

@@ -4,8 +4,8 @@ from collections.abc import Iterable
 from contextlib import AbstractContextManager
 from typing import Any
 
-import kombu
 from kombu import compression
+from kombu.connection import Connection as KombusConnection
 from kombu.transport import redis, virtual
 from kombu.utils.collections import HashedSeq
 
@@ -155,14 +155,14 @@ def list_of(channel: redis.Channel, queue: str, priority: int) -> str:
     return channel._q_for_pri(queue, priority)
 
 
-class Connection(kombu.Connection):
+class Connection(KombusConnection):
     """A connection that shares no pool with those of another class."""
 
     def __eqhash__(self) -> HashedSeq:
         return HashedSeq(type(self), *super().__eqhash__())
 
 
-def library_errors(connection: kombu.Connection) -> AbstractContextManager:
+def library_errors(connection: KombusConnection) -> AbstractContextManager[None]:
     """Have all that goes wrong with a broker within the block be kombu's OperationalError."""
     return connection._reraise_as_library_errors()
 

@@ -1,5 +1,6 @@
 import re
 from datetime import datetime, timedelta
+from typing import Any
 
 from django import template
 from django.urls import NoReverseMatch, reverse
@@ -16,7 +17,7 @@ UNITS = {"d": timedelta(days=1), "h": timedelta(hours=1), "min": timedelta(minut
 
 
 @register.simple_tag(takes_context=True)
-def site_link(context, name: str, words: str, exact: bool = False) -> SafeString | str:
+def site_link(context: template.Context, name: str, words: str, exact: bool = False) -> SafeString | str:
     """A link to the page of this name, marked where the page shown is that, or below it; "" where there is none."""
     try:
         path = reverse(name)
@@ -66,13 +67,13 @@ def thousands(count: int) -> str:
 
 
 @register.inclusion_tag("tasks_app/_state.html")
-def state(record: TaskRecord) -> dict:
+def state(record: TaskRecord) -> dict[str, str]:
     """A task's state: colour, icon and word."""
     return {"phase": record.phase}
 
 
 @register.filter
-def outcome(attempt: dict) -> str:
+def outcome(attempt: dict[str, Any]) -> str:
     """What became of a run that did not finish its task."""
     if attempt["exc_type"] == "WorkerLostError":
         return "lost"
@@ -82,7 +83,7 @@ def outcome(attempt: dict) -> str:
 
 
 @register.filter
-def why(attempt: dict) -> str:
+def why(attempt: dict[str, Any]) -> str:
     """The start of what it ended with: `ValueError: no ledger`."""
     return ": ".join(filter(None, (attempt["exc_type"], attempt["exc_message_start"])))
 
@@ -98,7 +99,7 @@ def readable(encoded: str) -> str:
 _ESCAPES = re.compile(r"(\\[^u])|\\(?:u([0-9a-f]{4})|u?[0-9a-f]{0,3}$)")
 
 
-def _unescaped(found: re.Match) -> str:
+def _unescaped(found: re.Match[str]) -> str:
     pair, code = found.groups()
     return pair or (chr(int(code, 16)) if code else "")
 

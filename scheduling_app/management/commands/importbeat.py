@@ -28,7 +28,7 @@ class Command(TerminalCommand):
         "run is made up for however late, and what waits for a worker does not expire."
     )
 
-    def add_arguments(self, parser: CommandParser):
+    def add_arguments(self, parser: CommandParser) -> None:
         parser.add_argument("--apply", action="store_true", help="write the schedules, all in one transaction")
         parser.add_argument(
             "--disable-imported",
@@ -54,7 +54,7 @@ class Command(TerminalCommand):
             "--move-queues", dest="moves", action="store_true", help="they go to the queue of schedules (CRON_QUEUE)"
         )
 
-    def handle(self, *, apply: bool, disable_imported: bool, update: bool, moves: bool | None, **_):
+    def handle(self, *, apply: bool, disable_imported: bool, update: bool, moves: bool | None, **_: Any) -> None:
         if not apps.is_installed("django_celery_beat"):
             raise CommandError("django_celery_beat is not in INSTALLED_APPS, so there are no tables to import from.")
         self.imported: list[int] = []

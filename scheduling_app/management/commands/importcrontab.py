@@ -1,5 +1,6 @@
 import sys
 from pathlib import Path
+from typing import Any
 
 from django.conf import settings
 from django.core.management.base import CommandError, CommandParser
@@ -27,7 +28,7 @@ class Command(TerminalCommand):
         "fit are listed with the reason; the exit code is 1 then. Take what was imported out of the crontab."
     )
 
-    def add_arguments(self, parser: CommandParser):
+    def add_arguments(self, parser: CommandParser) -> None:
         parser.add_argument("file", help="as `crontab -l` prints it; - for standard input")
         parser.add_argument("--apply", action="store_true", help="write the schedules, all in one transaction")
         parser.add_argument(
@@ -37,7 +38,7 @@ class Command(TerminalCommand):
             "--tz", default=settings.TIME_ZONE, help="the zone of the machine that it is from (default: %(default)s)"
         )
 
-    def handle(self, *, file: str, apply: bool, user_field: bool, tz: str, **_):
+    def handle(self, *, file: str, apply: bool, user_field: bool, tz: str, **_: Any) -> None:
         try:
             clocks.zone(tz)
         except TimingError as error:

@@ -5,6 +5,7 @@ import os
 import signal
 import time
 from contextlib import suppress
+from typing import Any
 
 from django.core.management.base import BaseCommand
 from django.db import Error, connection
@@ -27,7 +28,7 @@ class Command(BaseCommand):
     #: When to bring the table in line again, by time.monotonic(), where that failed; and what was said of it.
     sync_at, said = 0.0, ""
 
-    def handle(self, **_):
+    def handle(self, **_: Any) -> None:
         from scheduling_app.manager import ApsSchedulerManager
         from scheduling_app.sources import drift
         from tasks_app import checks
@@ -49,7 +50,7 @@ class Command(BaseCommand):
             manager.shutdown(wait=False)
             self.stdout.write("Scheduler stopped.")
 
-    def stop(self, *_) -> None:
+    def stop(self, *_: Any) -> None:
         # Not an Event: to set one in a signal's handler, while the same thread waits for it, can hang for ever.
         self.stopping = True
 

@@ -12,6 +12,7 @@ from django.conf import settings
 from django.core.exceptions import ValidationError
 from django.core.management.base import CommandError, CommandParser
 from django.db import transaction
+from django.db.models import QuerySet
 from django.utils import timezone
 from django.utils.dateparse import parse_datetime
 
@@ -38,7 +39,7 @@ class Command(TerminalCommand):
     )
     requires_system_checks = []
 
-    def add_arguments(self, parser: CommandParser):
+    def add_arguments(self, parser: CommandParser) -> None:
         verbs = parser.add_subparsers(dest="verb", required=True)
         listed = verbs.add_parser("list", help="list the schedules: state, next time, name and when")
         listed.add_argument("--state", choices=STATES, help="only those in this state")
@@ -75,13 +76,13 @@ class Command(TerminalCommand):
         parser.add_argument("--count", type=int, default=5, help="how many (default: %(default)s)")
         parser.add_argument("--json", action="store_true", help="print a JSON list")
 
-    def handle(self, *, verb: str, **options):
+    def handle(self, *, verb: str, **options: Any) -> None:
         try:
             getattr(self, f"do_{verb}")(**options)
         except TimingError as error:
             raise CommandError(f"{error.field}: {error}", returncode=WRONG) from error
 
-    def do_list(self, *, state: str | None, json: bool, **_) -> None:
+    def do_list(self, *, state: str | None, json: bool, **_: Any) -> None:
         schedules = Schedule.objects.filter(STATES[state]) if state else Schedule.objects.all()
         rows = (ScheduleRow(schedule) for schedule in schedules.order_by("name").iterator())
         if json:
@@ -92,7 +93,10 @@ class Command(TerminalCommand):
             at = shown(row.next_run_at, UTC)
             self.stdout.write(f"{row.state_word:<13}  {at}  {schedule.name}: {row.words}, {schedule.timezone}{problem}")
 
-    def do_next(self, *, what, every, at, tz, after, count, json: bool, **_) -> None:
+    def do_next(
+        self, *, what: str | None, every: str | None, at: str | None, tz: str, after: str | None, count: int,
+        json: bool, **_: Any,
+    ) -> None:  # fmt: skip
         moment, count = self.time(after, tz, "--after") if after else moments.now(), max(count, 0)
         if count > MOST_TIMES:
             raise CommandError(f"--count: {MOST_TIMES:,} at most.", returncode=WRONG)
@@ -120,12 +124,12 @@ class Command(TerminalCommand):
             return None
         return named([what])[0]
 
-    def timing(self, expr, every, at, tz, moment) -> Timing:
+    def timing(self, expr: str | None, every: str | None, at: str | None, tz: str, moment: datetime) -> Timing:
         if every:
             return Interval(*parse_every(every), anchor=moment, timezone=tz)
         if at:
             return Date(self.time(at, tz, "--at"), timezone=tz)
-        return Cron(expr, timezone=tz)
+        return Cron(expr or "", timezone=tz)
 
     def time(self, text: str, tz: str, option: str) -> datetime:
         """An ISO 8601 time; without an offset, in the zone `tz`, where it must be one."""
@@ -155,7 +159,7 @@ class Command(TerminalCommand):
         ]
         self.write_json(rows) if json else self.write_lines(f"{row['at']}  {row['name']}" for row in rows)
 
-    def do_run(self, *, names: Sequence[str], **_) -> None:
+    def do_run(self, *, names: Sequence[str], **_: Any) -> None:
         user, refused = account(), False
         for schedule in named(names):
             run = actions.run_one(schedule, user)
@@ -165,13 +169,13 @@ class Command(TerminalCommand):
         if refused:
             sys.exit(REFUSED)
 
-    def do_pause(self, *, names: Sequence[str], **_) -> None:
+    def do_pause(self, *, names: Sequence[str], **_: Any) -> None:
         self.stdout.write(actions.pause(_queryset(names), account()))
 
-    def do_resume(self, *, names: Sequence[str], missed: str, **_) -> None:
+    def do_resume(self, *, names: Sequence[str], missed: str, **_: Any) -> None:
         self.stdout.write(actions.resume(_queryset(names), account(), missed))
 
-    def do_export(self, *, file: str, names: Sequence[str] | None, **_) -> None:
+    def do_export(self, *, file: str, names: Sequence[str] | None, **_: Any) -> None:
         schedules, calendars = Schedule.objects.filter(owner=""), Calendar.objects.all()
         if names:
             chosen = named(names, schedules)
@@ -186,7 +190,7 @@ class Command(TerminalCommand):
         except OSError as error:
             raise CommandError(f"{file} cannot be written: {error}.", returncode=WRONG) from error
 
-    def do_import(self, *, file: str, apply: bool, prune: bool, **_) -> None:
+    def do_import(self, *, file: str, apply: bool, prune: bool, **_: Any) -> None:
         try:
             text = sys.stdin.read() if file == "-" else Path(file).read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
@@ -242,7 +246,7 @@ def is_expression(text: str) -> bool:
     return bool(re.match(r"@|.*\*|\d\S*(\s+\S+){4,5}$", text))
 
 
-def _queryset(names: Sequence[str]):
+def _queryset(names: Sequence[str]) -> QuerySet[Schedule]:
     return Schedule.objects.filter(pk__in=[schedule.pk for schedule in named(names)])
 
 

@@ -1,5 +1,6 @@
 import sys
 import time
+from typing import Any
 
 from django.core.management.base import BaseCommand, CommandError, CommandParser
 from kombu.exceptions import OperationalError
@@ -15,7 +16,7 @@ class Command(BaseCommand):
     help = "Brings the console into a project, and out of it again."
     requires_system_checks = []
 
-    def add_arguments(self, parser: CommandParser):
+    def add_arguments(self, parser: CommandParser) -> None:
         commands = parser.add_subparsers(dest="command", required=True)
         commands.add_parser(
             "install",
@@ -34,7 +35,7 @@ class Command(BaseCommand):
             "whatever submits more",
         )
 
-    def handle(self, *, command: str, **options):
+    def handle(self, *, command: str, **options: Any) -> None:
         if command == "install":
             self.install()
         elif options["hand_over"]:

@@ -11,7 +11,7 @@ class Command(BaseCommand):
     help = "Celery's own command line (worker, beat, inspect, control, …) with this project's app."
     requires_system_checks = []
 
-    def run_from_argv(self, argv):
+    def run_from_argv(self, argv: list[str]) -> None:
         # Of pools that patch Python's sockets, and are refused (workers.UnsupportedPool).
         warnings.filterwarnings("ignore", "Celery module with .* imported before eventlet patched")
         sys.argv = ["celery", *argv[2:]]

@@ -2,6 +2,7 @@ import re
 import sys
 from collections.abc import Iterator
 from datetime import timedelta
+from typing import Any
 
 from django.core.management.base import BaseCommand, CommandError, CommandParser
 from django.db import DatabaseError, connection, transaction
@@ -27,7 +28,7 @@ class Command(BaseCommand):
     help = "Says whether everything that the console stands on answers; with --ledger, whether its records add up."
     requires_system_checks = []
 
-    def add_arguments(self, parser: CommandParser):
+    def add_arguments(self, parser: CommandParser) -> None:
         parser.add_argument(
             "--ledger", action="store_true", help="look for records that break an invariant; changes nothing"
         )
@@ -38,7 +39,7 @@ class Command(BaseCommand):
             help="how far back to look at what has ended (default: %(default)s)",
         )
 
-    def handle(self, *, ledger: bool, since: str, **_):
+    def handle(self, *, ledger: bool, since: str, **_: Any) -> None:
         try:
             healthy = self.examine_ledger(duration(since)) if ledger else self.examine_parts()
         except DatabaseError as error:
