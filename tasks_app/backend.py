@@ -239,7 +239,7 @@ class RecordBackend(WaitingBackend, ClosingBackend):
         """Let an id that has no record, and perhaps never will, be told as revoked, as Celery does."""
         if self.get_state(task_id) == celery_states.PENDING and not TaskRecord.objects.filter(task_id=task_id).exists():
             revoked = self.encode_result(TaskRevokedError("revoked"), celery_states.REVOKED)
-            super().keep(task_id, revoked, celery_states.REVOKED)
+            self.keep_apart(task_id, revoked, celery_states.REVOKED)
 
     def drop(self, task_id: str) -> None:
         super().drop(task_id)

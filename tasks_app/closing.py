@@ -152,6 +152,10 @@ class ClosingBackend(OutcomeBackend, ConsequenceBackend):
         ])  # fmt: skip
         return encoded
 
+    def keep_apart(self, task_id: str, encoded: Any, state: str) -> None:
+        """Store a state of an id that has no record, and gets none."""
+        super().keep(task_id, encoded, state)
+
     def close_record(
         self, task_id: str, state: str, request: Context | None, encoded: str = "", note: str = "",
         exception: tuple[str, str] = ("", ""), result_row: Sequence[Any] = (),

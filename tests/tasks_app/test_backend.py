@@ -210,3 +210,17 @@ def test_a_chord_that_a_failed_chain_will_not_come_to_is_no_task(run):
     run.chain = [dict(app.signature("celery.chord", task_id="chord"), subtask_type="chord", kwargs={})]
     app.backend.mark_as_failure("t", ValueError("x"), request=run)
     assert list(objects.values_list("task_id", "state")) == [("t", "FAILURE")]
+
+
+def test_an_id_without_a_record_is_told_as_revoked_and_gets_none():
+    app.backend.keep_revoked("unknown")
+    assert app.AsyncResult("unknown").state == "REVOKED"
+    with pytest.raises(TaskRevokedError):
+        app.AsyncResult("unknown").get(timeout=1)
+    assert not TaskRecord.objects.filter(task_id="unknown").exists()
+
+
+def test_a_state_that_another_stored_stays_when_its_id_is_revoked():
+    app.backend.store_result("elsewhere", {"hostname": "other"}, "STARTED")
+    app.backend.keep_revoked("elsewhere")
+    assert app.AsyncResult("elsewhere").state == "STARTED"
