@@ -9,6 +9,8 @@ import django
 
 
 def main() -> None:
+    if sys.argv[1:] != ["install"]:
+        sys.exit("`python -m taskconsole install`; whatever else there is, `manage.py taskconsole` does.")
     sys.path.insert(0, os.getcwd())
     if "DJANGO_SETTINGS_MODULE" not in os.environ:
         manage = Path("manage.py")

@@ -8,6 +8,7 @@ import ast
 import difflib
 import inspect
 import os
+import re
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -101,7 +102,7 @@ def _with_items(text: str, name: str, items: list[str]) -> str:
             lines[last - 1] = lines[last - 1].rstrip() + ",\n"
         return "".join([*lines[:at], *(f"    {item}\n" for item in items), *lines[at:]])
     added = "".join(f"    {item}\n" for item in items)
-    return f"{text.rstrip()}\n\n{name} += [\n{added}]\n"
+    return f"{text.rstrip()}\n\n{name} = [\n    *{name},\n{added}]\n"  # also where it is a tuple
 
 
 def _with_value(text: str, name: str, value: str) -> str:
@@ -124,15 +125,15 @@ def _with_include(text: str) -> str:
 
 
 def _with_recording_app(text: str) -> str:
-    """`text` with `RecordingCelery` for `Celery` where it is imported and called."""
+    """`text` with `RecordingCelery` where `Celery` is called, imported in its place where nothing else names that."""
+    text = re.sub(r"(?<![\w.])(?:celery\.)?Celery\(", "RecordingCelery(", text)
+    plain, ours = "from celery import Celery\n", "from tasks_app.outbox import RecordingCelery\n"
+    if plain in text and not re.search(r"\bCelery\b", text.replace(plain, "")):
+        return text.replace(plain, ours)
+    imports = [node for node in ast.parse(text).body if isinstance(node, ast.Import | ast.ImportFrom)]
+    at = next(node.end_lineno or node.lineno for node in imports if "celery" in ast.unparse(node))
     lines = text.splitlines(keepends=True)
-    for number, line in enumerate(lines):
-        if line.startswith("from celery import ") and "Celery" in line:
-            others = [each.strip() for each in line.removeprefix("from celery import ").split(",")]
-            others = [each for each in others if each != "Celery"]
-            kept = f"from celery import {', '.join(others)}\n" if others else ""
-            lines[number] = f"{kept}from tasks_app.outbox import RecordingCelery\n"
-    return "".join(lines).replace("= Celery(", "= RecordingCelery(").replace("= celery.Celery(", "= RecordingCelery(")
+    return "".join([*lines[:at], ours, *lines[at:]])
 
 
 def _assigned(text: str, name: str) -> ast.expr | None:

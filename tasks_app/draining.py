@@ -5,8 +5,8 @@ has none yet: it is a row, and the relay publishes it when its time has come.
 """
 
 from celery import Celery
-from django.db import transaction
 from django.db.models import Count, Q
+from kombu.exceptions import OperationalError
 
 from tasks_app.models import PHASES, TaskRecord
 from tasks_app.recording import current_app
@@ -25,26 +25,28 @@ def left(everything: bool = False) -> dict[str, int]:
     return {phase: count for phase, count in counts.items() if count}
 
 
-def hand_over(after: int = 0) -> tuple[int, bool] | None:
+def hand_over(after: int = 0) -> tuple[int, str] | None:
     """Hand the next of these tasks to plain Celery: its message goes out now, with its ETA, and its row is deleted.
 
-    `after`: the primary key that it is to come after. Returns its own, and whether it was handed over: members of a
-    chord are not, since only the console counts them. None: there is no other.
+    `after`: the primary key that it is to come after. Returns its own, and why it was not handed over, "" where it was.
+    None: there is no other.
 
-    Raises kombu's OperationalError where the broker does not answer; the row stays. A crash between the two leaves
-    both, and the task may run twice: rather that than never.
+    Raises kombu's OperationalError where the broker does not answer; the row stays. What happens in between, a crash
+    or a relay that runs on, leaves both, and the task may run twice: rather that than never.
     """
-    with transaction.atomic():
-        waiting = TaskRecord.objects.waiting().filter(_KNOWN_HERE, pk__gt=after).order_by("pk")
-        record = waiting.select_for_update(skip_locked=True).first()
-        if record is None:
-            return None
+    record = TaskRecord.objects.waiting().filter(_KNOWN_HERE, pk__gt=after).order_by("pk").first()
+    if record is None:
+        return None
+    try:
         if record.options.get("chord"):
-            return record.pk, False
-        _send_plainly(record)
-        pk = record.pk
-        record.delete()
-    return pk, True
+            return record.pk, "it is a member of a chord, which only the console counts"
+        _send_plainly(record)  # in no transaction: a project's handlers of publishing are called
+    except OperationalError:
+        raise
+    except Exception as error:  # of this row, as it may be of one that was written by SQL
+        return record.pk, f"no message can be made of it: {error}"
+    TaskRecord.objects.waiting().filter(pk=record.pk, gen=record.gen).delete()
+    return record.pk, ""
 
 
 def _send_plainly(record: TaskRecord) -> None:

@@ -51,15 +51,15 @@ class Unread:
 def unread(only: Iterable[str] | None = None) -> list[Unread]:
     """The queues in which something has waited for a minute that no worker has read meanwhile; `only`: of these."""
     long_ago = moments.now() - PATIENCE
-    waiting = TaskRecord.objects.waiting().filter(publish_at=None, published_at__lt=long_ago)
+    read = set(QueueReader.objects.filter(read_at__gte=long_ago).values_list("queue", flat=True))
+    waiting = TaskRecord.objects.waiting().filter(publish_at=None, published_at__lt=long_ago).exclude(queue__in=read)
     if only is not None:
         waiting = waiting.filter(queue__in=list(only))
     since = dict(waiting.order_by().values_list("queue").annotate(Min("published_at")))
-    read = set(QueueReader.objects.filter(queue__in=since, read_at__gte=long_ago).values_list("queue", flat=True))
     # By a worker of the version before this one, which says nothing.
-    running = TaskRecord.objects.filter(state=states.STARTED, queue__in=since.keys() - read, lease_until__gt=long_ago)
-    read |= set(running.order_by().values_list("queue", flat=True).distinct())
-    return [Unread(queue, at) for queue, at in sorted(since.items()) if queue not in read]
+    running = TaskRecord.objects.filter(state=states.STARTED, queue__in=list(since), lease_until__gt=long_ago)
+    busy = set(running.order_by().values_list("queue", flat=True).distinct())
+    return [Unread(queue, at) for queue, at in sorted(since.items()) if queue not in busy]
 
 
 _SAY = f"""

@@ -29,7 +29,7 @@ from celery.signals import worker_process_init, worker_process_shutdown, worker_
 from celery.worker import WorkController, state
 from celery.worker.control import control_command
 from click import ClickException
-from django.db import DatabaseError, connection, connections
+from django.db import DatabaseError, ProgrammingError, connection, connections
 from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.backends.signals import connection_created
 from kombu.exceptions import OperationalError
@@ -166,9 +166,11 @@ class WorkerRelay(Relay):
         super().run()
 
     def _turn(self) -> float:
+        pause = super()._turn()
         if (consumer := getattr(self.worker.consumer, "task_consumer", None)) is not None:
-            self._reading.say({queue.name for queue in consumer.queues})
-        return super()._turn()
+            with suppress(ProgrammingError):  # before `migrate`: what a worker tells is no reason to stand still
+                self._reading.say({queue.name for queue in consumer.queues})
+        return pause
 
 
 class Opened:

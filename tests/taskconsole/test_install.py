@@ -69,6 +69,30 @@ def test_what_a_project_has_already_stays_as_it_is(project):
     assert run(project, "manage.py", "taskconsole", "install").returncode == 0
 
 
+@pytest.mark.parametrize(
+    ("imported", "called"),
+    [
+        ("import celery", "celery.Celery"),
+        ("from celery import Celery, signals", "Celery"),
+        ("from celery import (\n    Celery,\n    signals,\n)", "Celery"),
+    ],
+)
+@pytest.mark.parametrize("installed", ["INSTALLED_APPS = tuple(INSTALLED_APPS)", "INSTALLED_APPS = [*INSTALLED_APPS]"])
+def test_however_an_app_is_made_and_the_apps_are_listed_the_diff_works(project, imported, called, installed):
+    app = project / "shop" / "celery.py"
+    app.write_text(app.read_text().replace("from celery import Celery", imported).replace("= Celery(", f"= {called}("))
+    with (project / "shop" / "settings.py").open("a") as file:
+        file.write(f"{installed}\n")
+    apply(project, run(project, "-m", "taskconsole", "install").stdout)
+    again = run(project, "manage.py", "taskconsole", "install")
+    assert (again.returncode, again.stderr) == (0, "")
+
+
+def test_what_else_there_is_needs_the_console_installed(project):
+    found = run(project, "-m", "taskconsole", "drain")
+    assert (found.returncode, "python -m taskconsole install" in found.stderr) == (1, True)
+
+
 def test_where_it_is_run_from_elsewhere_it_says_so(tmp_path):
     found = run(tmp_path, "-m", "taskconsole", "install")
     assert (found.returncode, "beside the project's manage.py" in found.stderr) == (1, True)

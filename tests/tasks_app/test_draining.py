@@ -3,7 +3,9 @@ from datetime import timedelta
 import pytest
 from celery import Celery, chain, chord, group
 from celery import current_app as app
+from celery.signals import before_task_publish
 from django.core.management import CommandError, call_command
+from django.db import connection
 from django.utils import timezone
 from kombu.exceptions import OperationalError
 
@@ -70,9 +72,36 @@ def test_the_rest_of_a_chain_goes_with_its_first(published, sent):
 
 def test_members_of_a_chord_are_not_handed_over(published, sent):
     chord(group(echo.si(1), echo.si(2)), echo.s()).apply_async(countdown=60)
-    with pytest.raises(CommandError, match="2 are members of chords"):
+    with pytest.raises(CommandError, match="2 were kept"):
         drain("--hand-over")
     assert (sent, objects.count()) == ([], 2)
+
+
+def test_a_row_of_which_no_message_can_be_made_keeps_no_other_from_it(published, sent, capsys):
+    broken, fine = echo.apply_async([1], countdown=60), echo.apply_async([2], countdown=60)
+    objects.filter(task_id=broken.id).update(options=["written by SQL"])
+    with pytest.raises(CommandError, match="1 were kept"):
+        drain("--hand-over")
+    assert f"Kept: task {broken.id}: no message can be made of it" in capsys.readouterr().err
+    assert [message[0] for message in sent] == [fine.id]
+    assert [record.task_id for record in objects.all()] == [broken.id]
+
+
+@pytest.mark.django_db(transaction=True)
+def test_a_projects_handlers_of_publishing_are_called_in_no_transaction(published):
+    within = []
+
+    def handle(**_):
+        within.append(connection.in_atomic_block)
+
+    echo.apply_async([1], countdown=60, queue="handed")
+    before_task_publish.connect(handle)
+    try:
+        drain("--hand-over")
+    finally:
+        before_task_publish.disconnect(handle)
+        app.connection_for_write().channel().queue_purge("handed")
+    assert within == [False]
 
 
 def test_what_the_broker_does_not_take_keeps_its_row(published, monkeypatch):

@@ -1,13 +1,18 @@
 from datetime import timedelta
+from types import SimpleNamespace
 
 import pytest
+from celery import current_app as app
 from django.core.management import call_command
+from django.db import ProgrammingError, connection
 from django.urls import reverse
 from django.utils import timezone
+from kombu import Queue
 
 from tasks_app import queues, states
 from tasks_app.models import QueueReader, TaskRecord
 from tasks_app.queues import PATIENCE, Reading, Unread, unread
+from tasks_app.workers import WorkerRelay
 
 pytestmark = pytest.mark.django_db
 
@@ -79,6 +84,25 @@ def test_doctor_names_it_and_fails(capsys):
     with pytest.raises(SystemExit):
         call_command("doctor")
     assert "No worker reads the queue lonely, and tasks wait in it" in capsys.readouterr().out
+
+
+def test_before_the_migration_doctor_says_to_migrate_and_no_more(capsys, monkeypatch):
+    with connection.cursor() as cursor:
+        cursor.execute("DROP TABLE tasks_app_queuereader")
+        cursor.execute("DELETE FROM django_migrations WHERE app = 'tasks_app' AND name >= '0006'")
+    with pytest.raises(SystemExit):
+        call_command("doctor")
+    assert "Run `manage.py migrate`" in capsys.readouterr().out
+
+
+def test_before_the_migration_a_workers_relay_goes_on(monkeypatch):
+    def refuse(queues):
+        raise ProgrammingError('relation "tasks_app_queuereader" does not exist')
+
+    worker = SimpleNamespace(app=app, consumer=SimpleNamespace(task_consumer=SimpleNamespace(queues=[Queue("a")])))
+    relay = WorkerRelay(worker)
+    monkeypatch.setattr(relay._reading, "say", refuse)
+    assert relay._turn() > 0
 
 
 def test_the_overview_and_the_tasks_page_name_it(admin_client):

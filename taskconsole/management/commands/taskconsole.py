@@ -7,9 +7,12 @@ from kombu.exceptions import OperationalError
 
 from taskconsole import install
 from tasks_app import draining
+from tasks_app.models import TaskRecord
 
 #: Seconds between two looks at what is left.
 LOOK = 1.0
+#: Tasks that were not handed over that are named.
+SHOWN = 20
 
 
 class Command(BaseCommand):
@@ -69,10 +72,12 @@ class Command(BaseCommand):
         after, handed, kept = 0, 0, 0
         try:
             while (found := draining.hand_over(after)) is not None:
-                after, was_handed = found
-                handed, kept = handed + was_handed, kept + (not was_handed)
+                after, why_not = found
+                handed, kept = handed + (not why_not), kept + bool(why_not)
+                if why_not and kept <= SHOWN:
+                    self.stderr.write(f"Kept: task {TaskRecord.objects.get(pk=after).task_id}: {why_not}.")
         except OperationalError as error:
             raise CommandError(f"The broker does not answer, {handed} were handed over: {error}. Try again.") from error
         self.stdout.write(f"{handed} handed over to plain Celery.")
         if kept:
-            raise CommandError(f"{kept} are members of chords, which only the console counts: `drain` waits for them.")
+            raise CommandError(f"{kept} were kept, see above. `drain` waits for those that can still run here.")
